@@ -1,0 +1,128 @@
+"""The few statistics by which a model is believed to be better: intervals and exact tests.
+
+Not here: what follows from them (verdict.py). Standard library and numpy only, numpy inside the two
+functions that need it: importing scipy.stats would cost every command line a second.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Final
+
+CONFIDENCE: Final = 0.95
+NUM_RESAMPLES: Final = 10_000
+
+
+def wilson_interval(k: int, n: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of a proportion of k in n (Wilson 1927); (0, 1) where n is 0."""
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} of {n} is not a proportion")
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    # Rounding must not push the ends over the proportion itself at 0 of n and n of n.
+    return min(max(0.0, centre - half), k / n), max(min(1.0, centre + half), k / n)
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided p-value of b against c discordant pairs (McNemar 1947); 1 for none."""
+    return min(1.0, 2 * _fair_coin_tail(max(b, c), b + c))
+
+
+def mcnemar_greater(b: int, c: int) -> float:
+    """Exact one-sided p-value for c being really more frequent than b among discordant pairs."""
+    return _fair_coin_tail(c, b + c)
+
+
+def bootstrap_gain(
+    b: int,
+    c: int,
+    n: int,
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the accuracy difference (c - b) / n over n paired items.
+
+    Drawing items with replacement is drawing the counts (b, c, ties) from a multinomial, so the
+    resamples cost nothing. (0, 0) where n is 0.
+    """
+    import numpy as np  # noqa: PLC0415  # 0.1 s that `--help` should not pay
+
+    if min(b, c) < 0 or b + c > n:
+        raise ValueError(f"{b} + {c} discordant pairs among {n}")
+    if n == 0:
+        return 0.0, 0.0
+    counts = np.random.default_rng(seed).multinomial(
+        n, [b / n, c / n, (n - b - c) / n], size=num_resamples
+    )
+    gains = (counts[:, 1] - counts[:, 0]) / n
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(gains, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979); same order, each at most 1."""
+    adjusted = [0.0] * len(p_values)
+    floor = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = floor
+    return adjusted
+
+
+def above_chance(num_correct: int, num_choices: Sequence[int]) -> float:
+    """Exact p-value for at least `num_correct` right by guessing; item i has `num_choices[i]`.
+
+    The number right by guessing is Poisson-binomial; its distribution is built item by item, which
+    only adds positive terms and therefore keeps small tails accurate.
+    """
+    import numpy as np  # noqa: PLC0415  # 0.1 s that `--help` should not pay
+
+    if not 0 <= num_correct <= len(num_choices) or any(num < 1 for num in num_choices):
+        raise ValueError(f"{num_correct} correct of {len(num_choices)} with choices {num_choices}")
+    chances = np.zeros(len(num_choices) + 1)
+    chances[0] = 1.0
+    for num in num_choices:
+        hits = chances[:-1] / num
+        chances *= (num - 1) / num
+        chances[1:] += hits
+    return min(1.0, float(chances[num_correct:].sum()))
+
+
+def minimum_detectable_gain(
+    n: int, discordant_rate: float, *, alpha: float = 0.05, power: float = 0.8
+) -> float | None:
+    """Smallest accuracy difference that n pairs show with `power` in a two-sided McNemar test.
+
+    `discordant_rate` is the share of items on which the two models differ. Normal approximation
+    (Connor 1987), solved by bisection. None where even differences that all point one way would
+    not do.
+    """
+    if n < 0 or not 0 <= discordant_rate <= 1:
+        raise ValueError(f"{n} pairs with a discordant rate of {discordant_rate}")
+    z_alpha = NormalDist().inv_cdf(1 - alpha / 2)
+    z_power = NormalDist().inv_cdf(power)
+
+    def is_detectable(gain: float) -> bool:
+        spread = math.sqrt(max(0.0, discordant_rate - gain * gain))
+        return gain * math.sqrt(n) >= z_alpha * math.sqrt(discordant_rate) + z_power * spread
+
+    if discordant_rate == 0 or not is_detectable(discordant_rate):
+        return None
+    low, high = 0.0, discordant_rate
+    while high - low > 1e-9:  # noqa: PLR2004  # far below one item in any benchmark
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_detectable(middle) else (middle, high)
+    return high
+
+
+def _fair_coin_tail(k: int, n: int) -> float:
+    """P(at least k heads of n), exact: one division of whole numbers."""
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} of {n} discordant pairs")
+    return sum(math.comb(n, i) for i in range(k, n + 1)) / (1 << n)
