@@ -1,0 +1,76 @@
+"""Attention over packed rows: every sequence sees itself alone, without a mask of S·S.
+
+Not here: position ids and cut points of a row (packing.py). A GPU backend (torch varlen_attn, flash-attn)
+replaces the body of `packed_attention`.
+
+Legend: S tokens of a row, N sequences in it, L the longest of them, D head size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+BACKEND: Final = "mmar_packed"
+
+
+def padded_index(lengths: list[int], *, device: torch.device) -> Tensor:
+    """(N, L) positions of each sequence's tokens in the row; padding repeats the last token.
+
+    Padding stands to the right, where causal attention never lets a real token look.
+    """
+    lengths_N = torch.tensor(lengths, device=device)
+    starts_N = lengths_N.cumsum(0) - lengths_N
+    offset_NL = torch.arange(max(lengths), device=device).expand(len(lengths), -1)
+    return starts_N[:, None] + torch.minimum(offset_NL, lengths_N[:, None] - 1)
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1HSD: Tensor,
+    key_1GSD: Tensor,
+    value_1GSD: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,  # noqa: ANN401 - transformers' attention interface
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence of a packed row; returns (1, S, heads, D).
+
+    Needs the keyword `row_lengths`, the sequences' lengths in order; there must be no attention_mask.
+    Signature as in transformers' ALL_ATTENTION_FUNCTIONS.
+    """
+    assert attention_mask is None, "a packed row has no mask: its lengths say it all"
+    lengths: list[int] = kwargs["row_lengths"]
+    index_NL = padded_index(lengths, device=query_1HSD.device)
+    query, key, value = (x[0][:, index_NL].transpose(0, 1) for x in (query_1HSD, key_1GSD, value_1GSD))
+    out_NHLD = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=True,
+        scale=kwargs["scaling"],
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    real_NL = (
+        torch.arange(index_NL.shape[1], device=index_NL.device)
+        < torch.tensor(lengths, device=index_NL.device)[:, None]
+    )
+    return out_NHLD.transpose(1, 2)[real_NL][None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(BACKEND, packed_attention)
+
+
+@contextmanager
+def packed_rows(model: Any) -> Iterator[None]:  # noqa: ANN401 - transformers is untyped
+    """Let the thinker's text part attend by rows inside the block; generation is left as it was."""
+    config = model.model.config
+    before = config._attn_implementation
+    config._attn_implementation = BACKEND
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

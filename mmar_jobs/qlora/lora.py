@@ -1,0 +1,112 @@
+"""Attaching LoRA to a thinker: q, k, v, o of every text layer and every expert's gate, up and down.
+
+Not here: training, files. Router, embeddings, lm_head, norms, audio and vision tower stay as they are.
+
+Legend: T tokens, I in-features, O out-features, R rank.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmar_jobs.errors import DataError
+from mmar_jobs.qlora.dropout import Dropout
+from mmar_jobs.qlora.experts import BACKEND, ExpertLora, fill_uniform
+from mmar_jobs.qlora.recipes import LoraRecipe
+
+ATTENTION_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+_SITES_PER_LAYER: Final = 8
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus scaling · B(A(dropout(x))); A is (R, I), B is (O, R), fp32."""
+
+    def __init__(self, base: nn.Linear, rank: int, *, scaling: float, dropout: Dropout) -> None:
+        super().__init__()
+        self.base = base
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.scaling = scaling
+        self.dropout = dropout
+        self.site = 0
+
+    def init_factors(self, generator: torch.Generator) -> None:
+        """A: uniform in ±1/sqrt(fan-in); B: zero."""
+        fill_uniform(self.lora_A, generator)
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """(…, I) -> (…, O)."""
+        inner_TR = functional.linear(self.dropout(x_TI, self.site), self.lora_A.to(x_TI.dtype))
+        delta_TO = functional.linear(inner_TR * self.scaling, self.lora_B.to(x_TI.dtype))
+        out_TO: Tensor = self.base(x_TI) + delta_TO
+        return out_TO
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModel:
+    """A thinker that carries LoRA. `sites` maps a module's path, "model.layers.0.self_attn.q_proj" or
+    "model.layers.0.mlp.experts", to what holds its factors."""
+
+    model: Any
+    recipe: LoraRecipe
+    dropout: Dropout
+    sites: dict[str, LoraLinear | ExpertLora]
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """All trained parameters by name, in model order."""
+        return {
+            f"{path}.{name}": factor
+            for path, site in self.sites.items()
+            for name, factor in site.named_parameters(recurse=False)
+        }
+
+    def detach(self) -> None:
+        """Take LoRA off again and leave the base model as it was before `attach_lora`."""
+        for path, site in self.sites.items():
+            parent = self.model.get_submodule(path.rpartition(".")[0])
+            if isinstance(site, LoraLinear):
+                setattr(parent, path.rpartition(".")[2], site.base)
+            else:
+                del self.model.get_submodule(path).lora
+        self.sites.clear()
+
+
+def _attach_layer(layer: nn.Module, path: str, holder: LoraModel) -> Iterator[tuple[str, Any]]:
+    recipe, dropout = holder.recipe, holder.dropout
+    attention = layer.get_submodule("self_attn")
+    for name in ATTENTION_PROJECTIONS:
+        base = attention.get_submodule(name)
+        if not isinstance(base, nn.Linear):
+            raise DataError(f"{path}.self_attn.{name} already carries LoRA: detach it first")
+        site = LoraLinear(base, recipe.rank, scaling=recipe.scaling, dropout=dropout)
+        setattr(attention, name, site)
+        yield f"{path}.self_attn.{name}", site
+    experts = getattr(layer.get_submodule("mlp"), "experts", None)
+    if experts is None:
+        raise DataError(f"{path}.mlp has no experts: only models whose layers all have can be trained")
+    experts.lora = ExpertLora(experts, recipe.rank, scaling=recipe.scaling, dropout=dropout)
+    yield f"{path}.mlp.experts", experts.lora
+
+
+def attach_lora(model: Any, recipe: LoraRecipe, *, seed: int) -> LoraModel:  # noqa: ANN401 - transformers is untyped
+    """Wrap the thinker's text layers in place; A is drawn from `seed`, B is zero.
+
+    Everything else is frozen. Raises DataError for a model that already carries LoRA or has a text layer
+    without experts.
+    """
+    model.requires_grad_(requires_grad=False)
+    holder = LoraModel(model, recipe, Dropout(recipe.dropout, seed=seed), {})
+    generator = torch.Generator().manual_seed(seed)
+    for index, layer in enumerate(model.model.layers):
+        sites = _attach_layer(layer, f"model.layers.{index}", holder)
+        for offset, (path, site) in enumerate(sites):
+            site.site = index * _SITES_PER_LAYER + offset
+            site.init_factors(generator)
+            holder.sites[path] = site
+    model.set_experts_implementation(BACKEND)
+    return holder

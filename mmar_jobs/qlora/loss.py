@@ -1,0 +1,78 @@
+"""Cross-entropy of the completion tokens, through the lm_head chunk by chunk, with exact weights.
+
+Not here: which tokens are completion tokens (encode.py), the backward pass through the model (step.py).
+
+Legend: C completion tokens of a row, H hidden, V vocabulary, N examples of a step.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmar_jobs.qlora.recipes import Weighting
+
+CHUNK_TOKENS: Final = 1024  # 1,024 x 152,064 fp32 logits are 0.6 GB
+
+
+def token_coefficients(
+    weights: Sequence[float], num_tokens: Sequence[int], weighting: Weighting
+) -> list[float]:
+    """What each completion token of each of a step's N examples counts, so that the loss is a plain sum.
+
+    "example": w_i / (n_i · sum w), the batch-1 x accumulation-N mean of per-example means. "token":
+    w_i / sum_j w_j n_j, the weighted mean over all tokens.
+    """
+    if weighting == "token":
+        total = sum(weight * count for weight, count in zip(weights, num_tokens, strict=True))
+        return [weight / total for weight in weights]
+    total = sum(weights)
+    return [weight / (total * count) for weight, count in zip(weights, num_tokens, strict=True)]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """sum_c coefficient_c · nll_c; the gradient for the hidden states is made in the forward pass, so
+    that no chunk's logits outlive the chunk. The lm_head is frozen and gets none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's own contract
+        hidden_CH: Tensor,
+        head_VH: Tensor,
+        target_C: Tensor,
+        coefficient_C: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        grad_CH = torch.empty_like(hidden_CH)
+        nll_C = torch.empty_like(coefficient_C)
+        for start in range(0, hidden_CH.shape[0], CHUNK_TOKENS):
+            chunk = slice(start, start + CHUNK_TOKENS)
+            logits_CV = (hidden_CH[chunk] @ head_VH.T).to(coefficient_C.dtype)
+            log_probs_CV = torch.log_softmax(logits_CV, dim=-1)
+            target_C1 = target_C[chunk, None]
+            nll_C[chunk] = -log_probs_CV.gather(1, target_C1)[:, 0]
+            grad_CV = log_probs_CV.exp_()
+            grad_CV.scatter_add_(1, target_C1, -torch.ones_like(target_C1, dtype=grad_CV.dtype))
+            grad_CV.mul_(coefficient_C[chunk, None])
+            grad_CH[chunk] = grad_CV.to(head_VH.dtype) @ head_VH
+        ctx.save_for_backward(grad_CH)
+        ctx.mark_non_differentiable(nll_C)
+        return (nll_C * coefficient_C).sum(), nll_C
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401 - torch's own contract
+        (grad_CH,) = ctx.saved_tensors
+        return grad_CH * grads[0].to(grad_CH.dtype), None, None, None
+
+
+def linear_cross_entropy(
+    hidden_CH: Tensor, head_VH: Tensor, target_C: Tensor, coefficient_C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted loss (scalar, nats) and each token's negative log-likelihood (C, no gradient).
+
+    `hidden_CH[c]` is the final hidden state that predicts `target_C[c]`. Coefficients are fp32 (or fp64).
+    """
+    loss, nll_C = _LinearCrossEntropy.apply(hidden_CH, head_VH, target_C, coefficient_C)  # type: ignore[no-untyped-call]
+    return loss, nll_C
