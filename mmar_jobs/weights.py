@@ -40,7 +40,7 @@ def original_layout_state(model: "nn.Module") -> "dict[str, torch.Tensor]":
             if fused["which"] == "down_proj":
                 state[f"{stem}.down_proj.weight"] = _copy(expert_tensor)
                 continue
-            gate_IH, up_IH = expert_tensor.chunk(2, dim=0)  # noqa: N806 - shape suffixes
+            gate_IH, up_IH = expert_tensor.chunk(2, dim=0)
             state[f"{stem}.gate_proj.weight"] = _copy(gate_IH)
             state[f"{stem}.up_proj.weight"] = _copy(up_IH)
     return state

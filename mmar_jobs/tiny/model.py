@@ -20,7 +20,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from mmar_jobs.prompt import SYSTEM_BY_VERSION
 from mmar_jobs.tiny.template import CHAT_TEMPLATE
-from mmar_jobs.tiny.words import corpus
+from mmar_jobs.tiny.questions import corpus
 from mmar_jobs.weights import save_original_layout
 
 # Order and spelling of Qwen3-Omni's own added tokens; the audio pad really comes last there.
