@@ -49,7 +49,7 @@ class DropReason(StrEnum):
     NOT_CHOSEN = "not_chosen"  # correct, but beyond the k that stay
 
 
-class SelectionRecipe(Record):
+class SelectionRule(Record):
     """What decides which candidates become examples.
 
     Zones by rate of correct among valid attempts: UNDECIDED below `min_valid` attempts, UNSOLVED at
@@ -141,18 +141,18 @@ def zone_of(
     return Zone.EASY if value >= easy_min_rate else Zone.MEDIUM
 
 
-def select(candidates: Sequence[Candidate], recipe: SelectionRecipe) -> list[Candidate]:
+def select(candidates: Sequence[Candidate], rule: SelectionRule) -> list[Candidate]:
     """Choose by hash which of one question's candidates stay, in order of their draws."""
-    if recipe.strategy is Strategy.ALL or len(candidates) <= recipe.top_k:
+    if rule.strategy is Strategy.ALL or len(candidates) <= rule.top_k:
         return sorted(candidates, key=_draw)
-    chosen = sorted(candidates, key=lambda candidate: _lot(candidate, recipe.seed))[: recipe.top_k]
+    chosen = sorted(candidates, key=lambda candidate: _lot(candidate, rule.seed))[: rule.top_k]
     return sorted(chosen, key=_draw)
 
 
 def examples_of(
     question: Question,
     candidates: Sequence[Candidate],
-    recipe: SelectionRecipe,
+    rule: SelectionRule,
     *,
     veto: DropReason | None = None,
 ) -> Selection:
@@ -167,11 +167,11 @@ def examples_of(
     question_rate = rate(grades)
     zone = zone_of(
         *question_rate,
-        min_valid=recipe.min_valid,
-        hard_max_rate=recipe.hard_max_rate,
-        easy_min_rate=recipe.easy_min_rate,
+        min_valid=rule.min_valid,
+        hard_max_rate=rule.hard_max_rate,
+        easy_min_rate=rule.easy_min_rate,
     )
-    weight = recipe.zone_weights.get(zone, 1.0)
+    weight = rule.zone_weights.get(zone, 1.0)
     drops = Counter(_REASON_BY_GRADE[g] for g in grades if g is not Grade.CORRECT)
     correct = [c for c, g in zip(candidates, grades, strict=True) if g is Grade.CORRECT]
     reason = veto or _zone_reason(zone, weight)
@@ -179,7 +179,7 @@ def examples_of(
         drops[reason] += len(correct)
         chosen = []
     else:
-        chosen = select(_worth_learning(question, correct, drops), recipe)
+        chosen = select(_worth_learning(question, correct, drops), rule)
         drops[DropReason.NOT_CHOSEN] += len(candidates) - drops.total() - len(chosen)
     return Selection(
         examples=tuple(

@@ -14,7 +14,7 @@ from mmar_jobs.records import Candidate, Finish, Grade, Question, Zone
 from mmar_jobs.zone import (
     DropReason,
     Rate,
-    SelectionRecipe,
+    SelectionRule,
     Strategy,
     examples_of,
     rate,
@@ -61,7 +61,7 @@ CANDIDATES = st.lists(
     ]
 )
 RECIPES = st.builds(
-    SelectionRecipe,
+    SelectionRule,
     strategy=st.sampled_from(Strategy),
     top_k=st.integers(1, 5),
     min_valid=st.integers(1, 5),
@@ -129,28 +129,28 @@ def test_impossible_counts_are_refused(num_correct: int, num_valid: int, min_val
 
 
 def test_zone_borders_must_not_cross() -> None:
-    """A recipe whose zones overlap is refused."""
+    """A rule whose zones overlap is refused."""
     with pytest.raises(ValidationError, match="is not below easy_min_rate"):
-        SelectionRecipe(hard_max_rate=0.7)
+        SelectionRule(hard_max_rate=0.7)
 
 
 @given(CANDIDATES, RECIPES)
 def test_every_candidate_is_an_example_or_has_a_reason(
-    candidates: list[Candidate], recipe: SelectionRecipe
+    candidates: list[Candidate], rule: SelectionRule
 ) -> None:
     """Nothing vanishes: examples and drops add up, and the order of arrival changes nothing."""
-    selection = examples_of(QUESTION, candidates, recipe)
+    selection = examples_of(QUESTION, candidates, rule)
     assert len(candidates) == len(selection.examples) + sum(selection.drops.values())
     assert len(candidates) == sum(selection.grades.values())
     assert all(num > 0 for num in selection.drops.values())
-    assert selection == examples_of(QUESTION, candidates[::-1], recipe)
+    assert selection == examples_of(QUESTION, candidates[::-1], rule)
     by_draw = {candidate.draw: candidate for candidate in candidates}
     for example in selection.examples:
         assert by_draw[example.draw].completion == example.completion
-        assert recipe.zone_weights.get(selection.zone, 1.0) == example.weight
+        assert rule.zone_weights.get(selection.zone, 1.0) == example.weight
         assert selection.rate.value == example.rate
-    if recipe.strategy is Strategy.TOP_K:
-        assert len(selection.examples) <= recipe.top_k
+    if rule.strategy is Strategy.TOP_K:
+        assert len(selection.examples) <= rule.top_k
 
 
 @given(st.integers(0, 99), st.integers(1, 12))
@@ -159,7 +159,7 @@ def test_the_top_k_are_part_of_the_top_k_plus_one(seed: int, k: int) -> None:
     candidates = correct(12)
 
     def draws(top_k: int) -> set[int]:
-        chosen = select(candidates, SelectionRecipe(top_k=top_k, seed=seed))
+        chosen = select(candidates, SelectionRule(top_k=top_k, seed=seed))
         return {candidate.draw for candidate in chosen}
 
     assert draws(k) <= draws(k + 1)
@@ -170,15 +170,15 @@ def test_the_choice_is_blind_to_length() -> None:
     """Over many seeds each trace stays equally often; the shortest has no advantage."""
     counts: Counter[int] = Counter()
     for seed in range(2_000):
-        chosen = select(correct(8), SelectionRecipe(top_k=2, seed=seed))
+        chosen = select(correct(8), SelectionRule(top_k=2, seed=seed))
         counts.update(candidate.draw for candidate in chosen)
     # 2,000 x 2 / 8 = 500 expected, standard deviation 19.4; four of them.
     assert all(422 < counts[draw] < 578 for draw in range(8))
 
 
-def reasons(candidates: Sequence[Candidate], recipe: SelectionRecipe) -> dict[DropReason, int]:
+def reasons(candidates: Sequence[Candidate], rule: SelectionRule) -> dict[DropReason, int]:
     """Count what became of the candidates."""
-    return dict(examples_of(QUESTION, candidates, recipe).drops)
+    return dict(examples_of(QUESTION, candidates, rule).drops)
 
 
 def test_each_reason_to_drop_is_counted() -> None:
@@ -200,34 +200,34 @@ def test_each_reason_to_drop_is_counted() -> None:
         DropReason.TRUNCATED: 1,
         DropReason.ERROR: 1,
         DropReason.NOT_CHOSEN: 1,
-    } == reasons(candidates, SelectionRecipe())
-    assert DropReason.NOT_CHOSEN not in reasons(candidates, SelectionRecipe(strategy=Strategy.ALL))
+    } == reasons(candidates, SelectionRule())
+    assert DropReason.NOT_CHOSEN not in reasons(candidates, SelectionRule(strategy=Strategy.ALL))
 
 
 def test_too_few_valid_attempts_give_no_examples() -> None:
     """Three right of three is not yet a rate."""
-    assert {DropReason.UNDECIDED: 3} == reasons(correct(3), SelectionRecipe())
+    assert {DropReason.UNDECIDED: 3} == reasons(correct(3), SelectionRule())
 
 
 def test_a_zone_of_weight_zero_gives_no_examples() -> None:
     """Leaving mastered questions out is a matter of their weight, and counted."""
-    recipe = SelectionRecipe(zone_weights={Zone.MASTERED: 0.0})
-    assert {DropReason.ZONE_WEIGHT_ZERO: 5} == reasons(correct(5), recipe)
+    rule = SelectionRule(zone_weights={Zone.MASTERED: 0.0})
+    assert {DropReason.ZONE_WEIGHT_ZERO: 5} == reasons(correct(5), rule)
 
 
 def test_zone_weights_reach_the_examples() -> None:
-    """What the recipe says a zone weighs is what training reads."""
-    recipe = SelectionRecipe(zone_weights={Zone.HARD: 2.5})
-    hard = examples_of(QUESTION, [*correct(1), *wrong(5)], recipe)
+    """What the rule says a zone weighs is what training reads."""
+    rule = SelectionRule(zone_weights={Zone.HARD: 2.5})
+    hard = examples_of(QUESTION, [*correct(1), *wrong(5)], rule)
     assert (Zone.HARD, [2.5]) == (hard.zone, [example.weight for example in hard.examples])
-    easy = examples_of(QUESTION, [*correct(4), *wrong(1)], recipe)
+    easy = examples_of(QUESTION, [*correct(4), *wrong(1)], rule)
     assert (Zone.EASY, [1.0] * 3) == (easy.zone, [example.weight for example in easy.examples])
 
 
 def test_a_veto_drops_what_would_have_been_examples() -> None:
     """A contaminated question keeps its grades but gives no example."""
     selection = examples_of(
-        QUESTION, [*correct(4), *wrong(2)], SelectionRecipe(), veto=DropReason.CONTAMINATED
+        QUESTION, [*correct(4), *wrong(2)], SelectionRule(), veto=DropReason.CONTAMINATED
     )
     assert () == selection.examples
     assert {DropReason.CONTAMINATED: 4, DropReason.WRONG: 2} == dict(selection.drops)
@@ -237,11 +237,11 @@ def test_a_veto_drops_what_would_have_been_examples() -> None:
 def test_a_draw_that_occurs_twice_is_refused() -> None:
     """A shard read twice must not count twice."""
     with pytest.raises(DataError, match="question q has two candidates of the same draw"):
-        examples_of(QUESTION, [*correct(2), *correct(1)], SelectionRecipe())
+        examples_of(QUESTION, [*correct(2), *correct(1)], SelectionRule())
 
 
 def test_candidates_of_two_prompts_are_refused() -> None:
     """A rate over two prompts is a rate of nothing."""
     mixed = [*correct(2), candidate_of(9, "<think>x</think>Yes", prompt_hash="other")]
     with pytest.raises(GateError, match="come from different prompts or models"):
-        examples_of(QUESTION, mixed, SelectionRecipe())
+        examples_of(QUESTION, mixed, SelectionRule())
