@@ -1,0 +1,162 @@
+"""Decoding of clips and the arithmetic that tells whether a model heard all of one.
+
+Not here: mel features and the audio tower (engine/, qlora/), storage (store). The only importer of
+librosa and soundfile, both lazily: `mmar-jobs --help` must not pay for them.
+"""
+
+import io
+import struct
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmar_jobs.errors import DataError, GateError
+from mmar_jobs.manifest import sha256
+from mmar_jobs.records import Question
+from mmar_jobs.store import read_uri
+
+SAMPLE_RATE_HZ: Final = 16_000
+HOP_LENGTH: Final = 160
+MIN_CLIP_S: Final = 0.1
+
+_MEL_FRAMES_PER_CHUNK: Final = 100
+_TOKENS_PER_CHUNK: Final = 13
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One decoded clip: `waveform` float32 (num_samples,) mono at 16 kHz, and what the file held."""
+
+    waveform: NDArray[np.float32]
+    duration_s: float
+    file_rate_hz: int
+    num_channels: int
+
+    def muted(self) -> "Clip":
+        """The same clip with all sound removed, for the audio-dependence controls."""
+        silent = np.zeros_like(self.waveform)
+        return Clip(silent, self.duration_s, self.file_rate_hz, self.num_channels)
+
+
+def num_mel_frames(num_samples: int) -> int:
+    """Mel frames of a waveform at 16 kHz, as transformers' WhisperFeatureExtractor counts them."""
+    return num_samples // HOP_LENGTH
+
+
+def num_audio_tokens(num_samples: int) -> int:
+    """Audio tokens of a waveform at 16 kHz: 13 a second, the rest through three halving convolutions.
+
+    Source: `_get_feat_extract_output_lengths` in transformers' processing_qwen3_omni_moe.
+    """
+    chunks, rest = divmod(num_mel_frames(num_samples), _MEL_FRAMES_PER_CHUNK)
+    for _ in range(3):
+        rest = (rest + 1) // 2
+    return chunks * _TOKENS_PER_CHUNK + rest
+
+
+def check_audio_tokens(actual: int, *, duration_s: float, question_id: str) -> None:
+    """Raise GateError unless `actual` is what a clip of `duration_s` seconds must give.
+
+    This is the check that the earlier attempt lacked: its processor cut every clip to 0.256 s.
+    """
+    expected = num_audio_tokens(round(duration_s * SAMPLE_RATE_HZ))
+    if actual == expected:
+        return
+    raise GateError(
+        f"question {question_id}: the model would hear {actual} audio tokens "
+        f"({actual / 13:.2f} s), its clip of {duration_s:.2f} s gives {expected}: the audio is "
+        "truncated, padded or another clip; look for max_length or truncation on the processor call"
+    )
+
+
+def decode(data: bytes, name: str) -> Clip:
+    """Decode wav, flac, ogg or mp3 bytes to mono 16 kHz; a DataError says what is wrong with `name`."""
+    import librosa  # noqa: PLC0415 - heavy, and only stages that hear need it
+    import soundfile  # noqa: PLC0415 - the same
+
+    if not data:
+        raise DataError(f"audio file {name} is empty: fetch it again")
+    _check_riff_length(data, name)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            num_frames, rate_hz, channels = file.frames, file.samplerate, file.channels
+            frames = file.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise DataError(
+            f"audio file {name} cannot be decoded ({reason}): is it audio, and complete?"
+        ) from None
+    if len(frames) < num_frames:
+        raise DataError(
+            f"audio file {name} is truncated: {len(frames)} of {num_frames} frames: fetch it again"
+        )
+    mono = np.ascontiguousarray(frames.mean(axis=1, dtype=np.float32))
+    if not np.isfinite(mono).all():
+        raise DataError(f"audio file {name} holds values that are not numbers: encode it again")
+    if rate_hz != SAMPLE_RATE_HZ and len(mono):
+        mono = librosa.resample(mono, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
+    duration_s = len(mono) / SAMPLE_RATE_HZ
+    if duration_s < MIN_CLIP_S:
+        raise DataError(f"audio file {name} lasts {duration_s:.3f} s, at least {MIN_CLIP_S} s needed")
+    return Clip(mono.astype(np.float32, copy=False), duration_s, rate_hz, channels)
+
+
+def _check_riff_length(data: bytes, name: str) -> None:
+    """Libsndfile reads a cut WAV file without a word, so its own length field is checked here."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return
+    position = 12
+    while position + 8 <= len(data):
+        chunk_id, size = struct.unpack_from("<4sI", data, position)
+        if chunk_id == b"data":
+            missing = position + 8 + size - len(data)
+            # 0xFFFFFFFF and 0 are what streaming writers leave when they cannot seek back.
+            if missing > 0 and size not in (0xFFFFFFFF, 0):
+                raise DataError(
+                    f"audio file {name} is truncated: {missing} bytes are missing: fetch it again"
+                )
+            return
+        position += 8 + size + size % 2
+    raise DataError(f"audio file {name} is truncated: it has a WAV header but no sound")
+
+
+class ClipReader:
+    """Reads the clips of questions, checks that each is the file that ingest saw, keeps the last few."""
+
+    def __init__(self, audio_root: str, *, endpoint_url: str | None = None, num_kept: int = 256):
+        self.audio_root = audio_root
+        self._endpoint_url = endpoint_url
+        self._num_kept = num_kept
+        self._kept: OrderedDict[str, Clip] = OrderedDict()
+
+    def read(self, question: Question) -> Clip:
+        """The clip of one ingested question."""
+        kept = self._kept.get(question.audio_sha256)
+        if kept is not None:
+            self._kept.move_to_end(question.audio_sha256)
+            return kept
+        data = self.read_bytes(question)
+        if sha256(data) != question.audio_sha256:
+            raise GateError(
+                f"question {question.id}: {question.audio} is not the file that ingest saw (digest "
+                "differs): put the original back, or ingest again under another --run-id"
+            )
+        clip = decode(data, question.audio)
+        self._kept[question.audio_sha256] = clip
+        if len(self._kept) > self._num_kept:
+            self._kept.popitem(last=False)
+        return clip
+
+    def read_bytes(self, question: Question) -> bytes:
+        """The undecoded file of a question."""
+        return read_uri(question.audio, root=self.audio_root, endpoint_url=self._endpoint_url)
+
+
+def canary_clip() -> Clip:
+    """One second of a fixed rising tone at 16 kHz, the sound of every canary prompt."""
+    time_s = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    tone: Any = 0.3 * np.sin(2 * np.pi * (300 * time_s + 500 * time_s**2))
+    return Clip(tone.astype(np.float32), 1.0, SAMPLE_RATE_HZ, 1)
