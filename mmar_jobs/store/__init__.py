@@ -1,7 +1,7 @@
 """The edge to where bytes rest: a folder (file://) or a bucket (s3://), behind one protocol.
 
-Not here: what the bytes mean (artifact.py). boto3 is imported by the s3*.py modules alone, and those
-only when an s3:// address is opened: a run on a folder never pays for it.
+Not here: what the bytes mean (artifact.py). Only the s3*.py modules import boto3,
+and only an s3:// address imports those: a run on a folder never pays for it.
 """
 
 from mmar_jobs.errors import DataError, SettingsError

@@ -42,13 +42,13 @@ class Store(Protocol):
         """Whether `key` was written completely and not deleted since."""
 
     def list(self, prefix: str) -> Keys:
-        """All keys that start with `prefix`, sorted by code point; a folder's prefix ends with "/"."""
+        """All keys that start with `prefix`, sorted; a folder's prefix ends with "/"."""
 
     def write(self, key: str, data: bytes) -> None:
-        """Write or replace, durably: readers and crashes meet the old bytes or the new, never half."""
+        """Write or replace, durably; readers and crashes meet the old bytes or the new."""
 
     def write_new(self, key: str, data: bytes) -> bool:
-        """Like write, but False and no change when `key` exists; of many writers exactly one wins."""
+        """Like write, but False and no change when `key` exists; of many writers one wins."""
 
     def delete(self, key: str) -> None:
         """Remove `key`; no error when it is not there."""
@@ -141,10 +141,8 @@ def _find_problem(key: str) -> str | None:
     segments = key.split("/")
     if not key or key.startswith("/"):
         return "is absolute" if key else "is empty"
-    if ".." in segments:
-        return 'leads out of its root by ".."'
-    if "" in segments or "." in segments:
-        return 'has an empty part or a "." part'
+    if not {"", ".", ".."}.isdisjoint(segments):
+        return 'has an empty part, or "." or ".." as a part, which could lead out of its root'
     if "\\" in key or any(unicodedata.category(char) in _REFUSED_CATEGORIES for char in key):
         return "has a backslash, a control character or a line break"
     if is_reserved(key):
