@@ -33,17 +33,23 @@ class Dropout:
         self.active = False
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def __call__(self, x: Tensor, site: int) -> Tensor:
-        """Drop elements of `x` (any shape) by the mask of (seed, row, site); identity when inactive."""
-        threshold = round(self.rate * _LEVELS)
-        if not self.active or threshold == 0:
-            return x
-        return x * self._scaled_mask(x, site, threshold)
+    @property
+    def kept_share(self) -> float:
+        """Share of inputs that are kept; what is kept must be divided by it."""
+        return 1 - self._threshold / _LEVELS
 
-    def _scaled_mask(self, x: Tensor, site: int, threshold: int) -> Tensor:
-        generator = self._generators.setdefault(x.device, torch.Generator(device=x.device))
+    @property
+    def _threshold(self) -> int:
+        return round(self.rate * _LEVELS) if self.active else 0
+
+    def mask(self, shape: torch.Size, site: int, *, device: torch.device) -> Tensor | None:
+        """Boolean mask, True where an input is dropped, of (seed, row, site); None when inactive."""
+        threshold = self._threshold
+        if threshold == 0:
+            return None
+        generator = self._generators.setdefault(device, torch.Generator(device=device))
         generator.manual_seed(_mix(self.seed, self.row, site) >> 1)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+        numel = shape.numel()
+        draws = torch.empty((numel + 3) // 4, dtype=torch.int64, device=device)
         draws.random_(-(1 << 63), None, generator=generator)
-        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - _LEVELS // 2
-        return kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - threshold))
+        return draws.view(torch.int16)[:numel].view(shape) < threshold - _LEVELS // 2

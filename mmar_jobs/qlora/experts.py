@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mmar_jobs.qlora.dropout import Dropout
-from mmar_jobs.qlora.grouped import grouped_linear
+from mmar_jobs.qlora.grouped import LoraFactors, grouped_linear, grouped_lora_linear
 from mmar_jobs.qlora.routing import sort_by_expert, to_experts, to_tokens
 
 BACKEND: Final = "mmar_qlora"
@@ -60,20 +60,17 @@ class ExpertLora(nn.Module):
         for factor in (self.gate_up_A, self.down_A):
             fill_uniform(factor, generator)
 
-    def gate_up(self, x_SH: Tensor, counts: list[int]) -> Tensor:
-        """What LoRA adds to the fused gate and up outputs, (S, 2I)."""
-        dropped_SH = self.dropout(x_SH, self.site)
-        inner_SR = grouped_linear(dropped_SH, self.gate_up_A.to(x_SH.dtype), counts)
-        gate_SR, up_SR = (inner_SR * self.scaling).chunk(2, dim=-1)
-        gate_SI = grouped_linear(gate_SR.contiguous(), self.gate_B.to(x_SH.dtype), counts)
-        up_SI = grouped_linear(up_SR.contiguous(), self.up_B.to(x_SH.dtype), counts)
-        return torch.cat((gate_SI, up_SI), dim=-1)
+    def _factors(self, a: Tensor, bs: tuple[Tensor, ...], x_SI: Tensor, site: int) -> LoraFactors:
+        mask = self.dropout.mask(x_SI.shape, site, device=x_SI.device)
+        return LoraFactors(a, bs, self.scaling / self.dropout.kept_share, mask)
 
-    def down(self, x_SI: Tensor, counts: list[int]) -> Tensor:
-        """What LoRA adds to the down output, (S, H)."""
-        dropped_SI = self.dropout(x_SI, self.site + 1)
-        inner_SR = grouped_linear(dropped_SI, self.down_A.to(x_SI.dtype), counts)
-        return grouped_linear(inner_SR * self.scaling, self.down_B.to(x_SI.dtype), counts)
+    def gate_up_factors(self, x_SH: Tensor) -> LoraFactors:
+        """Factors of the fused gate and up projections for this input, with its dropout mask."""
+        return self._factors(self.gate_up_A, (self.gate_B, self.up_B), x_SH, self.site)
+
+    def down_factors(self, x_SI: Tensor) -> LoraFactors:
+        """Factors of the down projection for this input, with its dropout mask."""
+        return self._factors(self.down_A, (self.down_B,), x_SI, self.site + 1)
 
 
 def fill_uniform(factor: Tensor, generator: torch.Generator) -> None:
@@ -97,14 +94,18 @@ def experts_forward(
     lora = getattr(self, "lora", None)
     routing = sort_by_expert(top_k_index_TK, gate_up_proj.shape[0])
     x_SH = to_experts(hidden_TH, routing)
-    gate_up_S2I = grouped_linear(x_SH, gate_up_proj, routing.counts)
     if isinstance(lora, ExpertLora):
-        gate_up_S2I = gate_up_S2I + lora.gate_up(x_SH, routing.counts)
+        factors = lora.gate_up_factors(x_SH)
+        gate_up_S2I = grouped_lora_linear(x_SH, gate_up_proj, routing.counts, factors)
+    else:
+        gate_up_S2I = grouped_linear(x_SH, gate_up_proj, routing.counts)
     gate_SI, up_SI = gate_up_S2I.chunk(2, dim=-1)
     inner_SI: Tensor = self.act_fn(gate_SI) * up_SI  # type: ignore[operator]
-    out_SH = grouped_linear(inner_SI, down_proj, routing.counts)
     if isinstance(lora, ExpertLora):
-        out_SH = out_SH + lora.down(inner_SI, routing.counts)
+        factors = lora.down_factors(inner_SI)
+        out_SH = grouped_lora_linear(inner_SI, down_proj, routing.counts, factors)
+    else:
+        out_SH = grouped_linear(inner_SI, down_proj, routing.counts)
     return to_tokens(out_SH, routing, top_k_weights_TK).to(hidden_TH.dtype)
 
 

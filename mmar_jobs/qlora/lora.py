@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mmar_jobs.errors import DataError
 from mmar_jobs.qlora.dropout import Dropout
 from mmar_jobs.qlora.experts import BACKEND, ExpertLora, fill_uniform
+from mmar_jobs.qlora.grouped import LoraFactors, grouped_lora_linear
 from mmar_jobs.qlora.recipes import LoraRecipe
 
 ATTENTION_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -41,10 +41,18 @@ class LoraLinear(nn.Module):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """(…, I) -> (…, O)."""
-        inner_TR = functional.linear(self.dropout(x_TI, self.site), self.lora_A.to(x_TI.dtype))
-        delta_TO = functional.linear(inner_TR * self.scaling, self.lora_B.to(x_TI.dtype))
-        out_TO: Tensor = self.base(x_TI) + delta_TO
-        return out_TO
+        flat_TI = x_TI.reshape(-1, x_TI.shape[-1])
+        factors = LoraFactors(
+            self.lora_A[None],
+            (self.lora_B[None],),
+            self.scaling / self.dropout.kept_share,
+            self.dropout.mask(flat_TI.shape, self.site, device=flat_TI.device),
+        )
+        weight_1OI = self.base.weight[None]
+        out_TO = grouped_lora_linear(flat_TI, weight_1OI, [flat_TI.shape[0]], factors)
+        if self.base.bias is not None:
+            out_TO = out_TO + self.base.bias
+        return out_TO.view(*x_TI.shape[:-1], -1)
 
 
 @dataclass(frozen=True, slots=True)
