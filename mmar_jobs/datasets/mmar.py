@@ -100,7 +100,8 @@ def _reader(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any], str], Questi
 
 def _own(row: Mapping[str, Any], source: str) -> Question:
     question = Question.model_validate(row)
-    return question if question.dataset else question.model_copy(update={"dataset": source})
+    known = {"audio": _audio(question.audio), "dataset": question.dataset or source}
+    return question.model_copy(update=known)
 
 
 def _benchmark(row: Mapping[str, Any], source: str) -> Question:
@@ -168,7 +169,7 @@ def _audio(path: str) -> str:
         return path
     normal = posixpath.normpath(path)
     if normal == ".." or normal.startswith(("/", "../")):
-        raise ValueError(f"its audio {path!r} lies outside the audio root: use a relative path")
+        raise ValueError(f"its audio {path!r} is outside the audio root: use a path in it or a URI")
     return normal
 
 
