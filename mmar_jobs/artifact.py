@@ -4,6 +4,7 @@ Not here: what the shards mean (stages/) and how bytes reach a disk or S3 (store
 """
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -43,10 +44,7 @@ class Artifact:
             raise DataError(f"artifact {self.key} has no shard {name}: its manifest does not list it")
         data = self.store.read(f"{self.key}/{name}")
         if sha256(data) != shard.sha256:
-            raise GateError(
-                f"shard {self.key}/{name} in {self.store.uri} was changed or damaged after it was "
-                "written (digest differs from its manifest): delete the artifact and make it again"
-            )
+            raise _damaged(self, name)
         return data
 
     def read_json(self, name: str) -> Any:
@@ -69,10 +67,12 @@ class Artifact:
             self.read_bytes(shard.name)
 
     def download(self, folder: Path) -> None:
-        """Write all shards as files into `folder`, each verified."""
+        """Put all shards as files into `folder`, each verified; none is held in memory."""
         folder.mkdir(parents=True, exist_ok=True)
         for shard in self.manifest.shards:
-            (folder / shard.name).write_bytes(self.read_bytes(shard.name))
+            self.store.download(f"{self.key}/{shard.name}", folder / shard.name)
+            if file_sha256(folder / shard.name) != shard.sha256:
+                raise _damaged(self, shard.name)
 
 
 @dataclass
@@ -101,6 +101,14 @@ class Draft:
         lines = [record.model_dump_json() for record in records]
         data = gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
         self.write_bytes(name, data, num_records=len(lines))
+
+    def upload(self, path: Path, name: str) -> None:
+        """Write a file of any size as one shard."""
+        self.store.upload(path, f"{self.key}/{name}")
+        self._durable.add(name)
+        self._shards[name] = Shard(
+            name=name, sha256=file_sha256(path), size_bytes=path.stat().st_size
+        )
 
     def read_records(self, name: str, kind: type[R]) -> list[R]:
         """The records of a shard that is durable already."""
@@ -215,6 +223,19 @@ def parse_records(data: bytes, kind: type[R], where: str) -> Iterator[R]:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise DataError(f"{where} line {number}: {place}: {first['msg']}") from None
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(artifact: Artifact, name: str) -> GateError:
+    return GateError(
+        f"shard {artifact.key}/{name} in {artifact.store.uri} was changed or damaged after it was "
+        "written (digest differs from its manifest): delete the artifact and make it again"
+    )
 
 
 def _refuse(store: Store, key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

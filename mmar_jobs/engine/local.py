@@ -7,20 +7,26 @@ Legend: B requests, R rows (one per draw), S prompt tokens, L cached tokens, V v
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import canary_clip
-from mmar_jobs.encode import EncodedPrompt, encode_prompt
+from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.engine import Completion, Request, Sampling, attention
 from mmar_jobs.engine.sampling import TokenChooser, draw_seed
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.prompt import Prompt
 from mmar_jobs.qlora.audio_embeds import MelFeatures, embed_clips
+from mmar_jobs.qlora.export import WEIGHTS_FILE
+from mmar_jobs.qlora.load import load_thinker, model_digest
+from mmar_jobs.qlora.merge import merge_adapter
 from mmar_jobs.records import Finish
+from mmar_jobs.settings import EngineSettings
 
 _STOP_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
 _CANARY_PROMPT: Final = Prompt("Listen to the audio.", "What do you hear?")
@@ -210,3 +216,18 @@ def _batches(requests: Sequence[Request], rows_per_batch: int) -> Iterator[list[
         num_rows += len(request.draws)
     if batch:
         yield batch
+
+
+def open_local_engine(base: Path, adapter: Path | None, settings: EngineSettings) -> LocalEngine:
+    """Load a base folder, merge an adapter folder into it, and name what was loaded by its digests."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    model = load_thinker(base, dtype=getattr(torch, settings.dtype), device=torch.device("cpu"))
+    adapter_digest = None
+    if adapter is not None:
+        merge_adapter(model, adapter)
+        adapter_digest = file_sha256(adapter / WEIGHTS_FILE)
+    identity = ModelIdentity(base_digest=model_digest(base), adapter_digest=adapter_digest)
+    return LocalEngine(
+        model, load_processor(base), identity, rows_per_batch=settings.rows_per_batch
+    )

@@ -1,0 +1,62 @@
+"""Entry point: prints the table of commands without importing anything heavy, else hands to cli.
+
+Not here: what the commands do.
+"""
+
+import sys
+from typing import Final
+
+COMMANDS: Final = {
+    "run": "the whole loop on this machine, from questions to submission.zip and report.html",
+    "ingest": "check questions and clips, split them by audio, guard the benchmark",
+    "generate": "answer each training question K times with the current model",
+    "filter": "keep the candidates that are provably right as training examples",
+    "train": "train a QLoRA adapter on the examples",
+    "evaluate": "compare parent and child on held-out questions, record the verdict",
+    "infer": "answer the benchmark with the best model",
+    "submit": "pack the answers into submission.zip",
+    "report": "write report.html from what the run recorded",
+    "validate": "name every problem of a submission.zip",
+    "score": "official and strict accuracy of predictions, with intervals",
+    "tiny": "make the embedded benchmark, or train the embedded model",
+}
+
+_USAGE: Final = """usage: mmar-jobs COMMAND [--setting value ...]
+
+A large audio language model teaches itself to reason about sound.
+
+commands:
+{commands}
+
+`mmar-jobs COMMAND --help` lists every setting with its default. A setting may also come from a
+variable (MMAR_SAMPLING__TEMPERATURE=0.9) or a TOML file (--config FILE); flags win.
+
+exit codes: 0 done, 1 a defect, 2 wrong settings, 3 wrong data or a failed check,
+            4 promotion refused where that was asked for, 75 try again
+"""
+
+
+def usage() -> str:
+    """The text of `mmar-jobs --help`."""
+    lines = [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
+    return _USAGE.format(commands="\n".join(lines))
+
+
+def main() -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version  # noqa: PLC0415 - only --version pays for it
+
+        sys.stdout.write(f"mmar-jobs {version('mmar-jobs')}\n")
+        return 0
+    from mmar_jobs.cli import run_command  # noqa: PLC0415 - --help must not import pydantic
+
+    return run_command(arguments[0], arguments[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,165 @@
+"""The composition root: builds the edges, runs one command, turns errors into one line and a code.
+
+Not here: what commands do, and their settings.
+"""
+
+import difflib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from mmar_jobs import logs, settings
+from mmar_jobs.__main__ import COMMANDS
+from mmar_jobs.artifact import Artifact
+from mmar_jobs.errors import ExitCode, MmarError, SettingsError, TryAgain
+from mmar_jobs.layout import run_key
+from mmar_jobs.progress import Advance, Tracker, bars, no_bar
+from mmar_jobs.settings import Command
+from mmar_jobs.stages import Edges
+from mmar_jobs.store import open_store
+
+Handler = Callable[[Sequence[str]], int]
+
+
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Run one command by name; every expected error is one line on standard error."""
+    try:
+        return int(_handler(name)(arguments))
+    except MmarError as error:
+        _say(f"mmar-jobs {name}: {error}")
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        _say(f"mmar-jobs {name}: interrupted: run the same command again, finished work is kept")
+        return int(ExitCode.TRY_AGAIN)
+    except MemoryError:
+        _say(f"mmar-jobs {name}: out of memory: lower --engine.rows-per-batch or --optim.token-budget")
+        return int(ExitCode.TRY_AGAIN)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(" ".join(text.splitlines()) + "\n")
+
+
+def _handler(name: str) -> Handler:
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise SettingsError(f"there is no command {name}{hint} (mmar-jobs --help lists them)")
+    plain: dict[str, Handler] = {"validate": _validate, "score": _score, "tiny": _tiny}
+    return plain.get(name) or (lambda arguments: _stage_command(name, arguments))
+
+
+def _stage_command(name: str, arguments: Sequence[str]) -> int:
+    kind: type[Command] = getattr(settings, f"{name.capitalize()}Command")
+    command = settings.parse(kind, arguments, prog=f"mmar-jobs {name}")
+    log = logs.configure(command.log_format).bind(run_id=command.run_id, command=name)
+    store = open_store(command.store, endpoint_url=command.endpoint_url)
+    console = Console(stderr=True)
+    with _preemptible(bars(console) if console.is_terminal else no_bar) as track:
+        edges = Edges(store=store, open_engine=_open_engine, track=track, log=log)
+        with store.lease(run_key(command.run_id)):
+            artifact = _run_stage(name, command, edges)
+    if artifact is not None:
+        log.info("job_finished", artifact=artifact.key, **artifact.manifest.counts)
+    return int(ExitCode.DONE)
+
+
+def _run_stage(name: str, command: Any, edges: Edges) -> Artifact | None:
+    if name == "run":
+        return _run(command, edges)
+    if name == "report":
+        return _report(command, edges)
+    from importlib import import_module  # noqa: PLC0415 - one stage's imports, not all stages'
+
+    stage = import_module(f"mmar_jobs.stages.{name}")
+    artifact: Artifact = stage.run(command, edges)
+    if name == "submit" and command.output is not None:
+        _copy(artifact.read_bytes("submission.zip"), command.output)
+    return artifact
+
+
+def _run(command: settings.RunCommand, edges: Edges) -> Artifact:
+    from mmar_jobs import loop, report, summary  # noqa: PLC0415 - heavy
+
+    submission = loop.run(command, edges, on_iteration=lambda _: None)
+    html = report.write_report(edges.store, command.run_id)
+    Console().print(summary.table(edges.store, command.run_id))
+    if command.output is not None:
+        _copy(submission.read_bytes("submission.zip"), command.output / "submission.zip")
+        _copy(html, command.output / "report.html")
+    return submission
+
+
+def _report(command: settings.ReportCommand, edges: Edges) -> None:
+    from mmar_jobs import report  # noqa: PLC0415 - matplotlib
+
+    html = report.write_report(edges.store, command.run_id)
+    if command.output is not None:
+        _copy(html, command.output)
+
+
+def _copy(data: bytes, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror}; choose another --output") from None
+    sys.stdout.write(f"{path}\n")
+
+
+def _open_engine(base: Path, adapter: Path | None, chosen: settings.EngineSettings) -> Any:
+    from mmar_jobs.engine.local import open_local_engine  # noqa: PLC0415 - torch
+
+    return open_local_engine(base, adapter, chosen)
+
+
+@contextmanager
+def _preemptible(track: Tracker) -> Iterator[Tracker]:
+    """Turn SIGTERM into TryAgain at the next point where all finished work is durable."""
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        asked.set()
+
+    @contextmanager
+    def tracked(label: str, total: int) -> Iterator[Advance]:
+        with track(label, total) as advance:
+
+            def checked(num_done: int) -> None:
+                advance(num_done)
+                if asked.is_set():
+                    raise TryAgain("asked to stop (SIGTERM): run the same command again to go on")
+
+            yield checked
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield tracked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _validate(arguments: Sequence[str]) -> int:
+    from mmar_jobs.check_command import validate  # noqa: PLC0415
+
+    return validate(arguments)
+
+
+def _score(arguments: Sequence[str]) -> int:
+    from mmar_jobs.check_command import score_predictions  # noqa: PLC0415
+
+    return score_predictions(arguments)
+
+
+def _tiny(arguments: Sequence[str]) -> int:
+    from mmar_jobs.tiny.command import tiny  # noqa: PLC0415
+
+    return tiny(arguments)

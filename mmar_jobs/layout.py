@@ -1,0 +1,64 @@
+"""Where a run's artifacts lie in a store; pure names.
+
+Not here: reading or writing them (artifact.py).
+"""
+
+
+def run_key(run_id: str) -> str:
+    """Root of everything that belongs to one run."""
+    return f"runs/{run_id}"
+
+
+def questions_key(run_id: str) -> str:
+    """The checked and split questions; made by ingest."""
+    return f"runs/{run_id}/questions"
+
+
+def candidates_key(run_id: str, iteration: int) -> str:
+    """K candidates per question; made by generate."""
+    return f"runs/{run_id}/iter-{iteration}/candidates"
+
+
+def muted_key(run_id: str, iteration: int) -> str:
+    """Greedy answers to the same questions with muted audio; made by generate where asked for."""
+    return f"runs/{run_id}/iter-{iteration}/muted"
+
+
+def examples_key(run_id: str, iteration: int) -> str:
+    """Training examples; made by filter."""
+    return f"runs/{run_id}/iter-{iteration}/examples"
+
+
+def adapter_key(run_id: str, iteration: int) -> str:
+    """LoRA weights; made by train."""
+    return f"runs/{run_id}/iter-{iteration}/adapter"
+
+
+def checkpoint_key(run_id: str, iteration: int) -> str:
+    """Resumable training state; written over by train, deleted when the adapter is finished."""
+    return f"runs/{run_id}/iter-{iteration}/checkpoint/latest.pt"
+
+
+def answers_key(run_id: str, model_hash: str, *, muted: bool = False) -> str:
+    """One model's greedy answers to the held-out questions; made by evaluate, used by all verdicts."""
+    return f"runs/{run_id}/answers/{model_hash[:12]}{'-muted' if muted else ''}"
+
+
+def verdict_key(run_id: str, iteration: int) -> str:
+    """The gate's decision; made by evaluate."""
+    return f"runs/{run_id}/iter-{iteration}/verdict"
+
+
+def predictions_key(run_id: str) -> str:
+    """The best model's answers to the benchmark; made by infer."""
+    return f"runs/{run_id}/predictions"
+
+
+def submission_key(run_id: str) -> str:
+    """submission.zip; made by submit."""
+    return f"runs/{run_id}/submission"
+
+
+def report_key(run_id: str) -> str:
+    """report.html: written over whenever asked for, it is a view and not an artifact."""
+    return f"runs/{run_id}/report/report.html"

@@ -1,0 +1,56 @@
+"""The local driver: the stages in order, in one process; decides nothing that evaluate did not record.
+
+Not here: what a stage does. argo/ holds the same order for a cluster.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mmar_jobs.artifact import Artifact
+from mmar_jobs.errors import PromotionRefused
+from mmar_jobs.lineage import BASE, best_model
+from mmar_jobs.settings import (
+    Command,
+    EvaluateCommand,
+    FilterCommand,
+    GenerateCommand,
+    InferCommand,
+    IngestCommand,
+    RunCommand,
+    SubmitCommand,
+    TrainCommand,
+)
+from mmar_jobs.stages import Edges, evaluate, filter, generate, infer, ingest, submit, train
+from mmar_jobs.verdict import Decision
+
+C = TypeVar("C", bound=Command)
+
+
+def run(command: RunCommand, edges: Edges, *, on_iteration: Callable[[int], None]) -> Artifact:
+    """All stages of a run; returns the submission. `on_iteration` is called after each verdict."""
+    ingest.run(_stage(IngestCommand, command), edges)
+    for iteration in range(1, command.iterations + 1):
+        generate.run(_stage(GenerateCommand, command, iteration=iteration), edges)
+        filter.run(_stage(FilterCommand, command, iteration=iteration), edges)
+        train.run(_stage(TrainCommand, command, iteration=iteration), edges)
+        settings = _stage(EvaluateCommand, command, iteration=iteration, fail_on_refusal=False)
+        verdict = evaluate.read_verdict(evaluate.run(settings, edges))
+        on_iteration(iteration)
+        if verdict.decision is Decision.STOP:
+            break
+    if command.fail_on_refusal and best_model(edges.store, command.run_id)[0].iteration == BASE:
+        raise PromotionRefused(
+            "no iteration was promoted (--fail-on-refusal): the report says why; nothing was submitted"
+        )
+    infer.run(_stage(InferCommand, command), edges)
+    return submit.run(_stage(SubmitCommand, command, output=None), edges)
+
+
+def _stage(kind: type[C], command: RunCommand, **values: Any) -> C:
+    """One stage's settings out of the run's, already validated there."""
+    shared = {
+        name: getattr(command, name)
+        for name in kind.model_fields
+        if name in RunCommand.model_fields and name not in values
+    }
+    return kind.model_construct(**shared, **values)

@@ -1,0 +1,213 @@
+"""Asking an engine every question of a list and keeping the answers durable, shard by shard.
+
+Shared by generate, evaluate and infer, so that a model is asked in one way only. Not here: which
+questions, which model, and what the answers are for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from mmar_jobs.artifact import Artifact, Draft
+from mmar_jobs.audio import ClipReader, check_audio_tokens
+from mmar_jobs.engine import Completion, Engine, Request, Sampling
+from mmar_jobs.errors import GateError
+from mmar_jobs.grade import grade, parse
+from mmar_jobs.identity import Canary, ModelIdentity, check_canary
+from mmar_jobs.lineage import Model
+from mmar_jobs.manifest import plan_shards
+from mmar_jobs.prompt import Prompt, render
+from mmar_jobs.records import Candidate, Finish, Grade, Question
+from mmar_jobs.settings import EngineSettings, SamplingRecipe
+from mmar_jobs.stages import Edges
+from mmar_jobs.zone import rate
+
+CANARY: Final = "canary.json"
+_MAX_ERROR_SHARE: Final = 0.01
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a list of questions is asked: prompt, draws, and whether the sound is muted.
+
+    `blocks` are draw indices asked one after the other; with `top_k` set, a question whose fate is
+    settled after a block is not asked again.
+    """
+
+    prompt_version: str
+    sampling: Sampling
+    blocks: tuple[tuple[int, ...], ...]
+    questions_per_shard: int
+    muted: bool = False
+    top_k: int | None = None
+
+
+def greedy(recipe: SamplingRecipe, prompt_version: str, *, muted: bool = False) -> Asking:
+    """One greedy answer a question, as gate and benchmark use it."""
+    sampling = Sampling(
+        temperature=0,
+        top_p=1,
+        top_k=0,
+        repetition_penalty=recipe.repetition_penalty,
+        max_tokens=recipe.max_tokens,
+        seed=0,
+    )
+    shard = recipe.questions_per_shard
+    return Asking(prompt_version, sampling, ((0,),), questions_per_shard=shard, muted=muted)
+
+
+def drawn(recipe: SamplingRecipe, num_draws: int, *, seed: int) -> Sampling:
+    """Sampling with the run's temperature and truncation; `num_draws` only documents the caller."""
+    assert num_draws > 0, "at least one draw"
+    return Sampling(
+        temperature=recipe.temperature,
+        top_p=recipe.top_p,
+        top_k=recipe.top_k,
+        repetition_penalty=recipe.repetition_penalty,
+        max_tokens=recipe.max_tokens,
+        seed=seed,
+    )
+
+
+def open_checked_engine(
+    edges: Edges, base: Path, model: Model, settings: EngineSettings, *, base_digest: str
+) -> Engine:
+    """Open an engine and prove that it serves exactly `model`: digests, and the adapter's canary."""
+    name = f"iteration {model.iteration}"
+    if model.adapter is None:
+        engine = edges.open_engine(base, None, settings)
+        check_identity(engine, model.identity(base_digest), name="the base")
+        return engine
+    with TemporaryDirectory(prefix="mmar-adapter-") as folder:
+        model.adapter.download(Path(folder))
+        engine = edges.open_engine(base, Path(folder), settings)
+    check_identity(engine, model.identity(base_digest), name=name)
+    expected = Canary.model_validate(model.adapter.read_json(CANARY))
+    check_canary(expected, engine.canary(), model=name)
+    return engine
+
+
+def check_identity(engine: Engine, expected: ModelIdentity, *, name: str) -> None:
+    """Raise GateError unless the engine serves the expected base and adapter."""
+    if engine.identity != expected:
+        raise GateError(
+            f"the engine serves base {engine.identity.base_digest[:12]} with adapter "
+            f"{(engine.identity.adapter_digest or 'none')[:12]}, but {name} is base "
+            f"{expected.base_digest[:12]} with adapter {(expected.adapter_digest or 'none')[:12]}: "
+            "nothing was asked; serve the right model"
+        )
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Asks questions of one engine with one set of clips."""
+
+    engine: Engine
+    clips: ClipReader
+    edges: Edges
+    asking: Asking
+
+    def ask(self, draft: Draft, questions: Sequence[Question], label: str) -> list[str]:
+        """Make every shard of candidates that is not durable yet; returns the shards' names."""
+        names = []
+        draws = sum(map(len, self.asking.blocks))
+        with self.edges.track(label, len(questions) * draws) as advance:
+            for name, part in plan_shards(len(questions), self.asking.questions_per_shard):
+                names.append(name)
+                chunk = questions[part]
+                if draft.has(name):
+                    advance(len(chunk) * draws)
+                    continue
+                draft.write_records(name, self._candidates(chunk))
+                advance(len(chunk) * draws)
+        return names
+
+    def _candidates(self, questions: Sequence[Question]) -> list[Candidate]:
+        found: dict[str, list[Candidate]] = {question.id: [] for question in questions}
+        open_questions = list(questions)
+        for block in self.asking.blocks:
+            requests = [self._request(question, block) for question in open_questions]
+            answers = self.engine.answer(requests, self.asking.sampling, lambda _: None)
+            for question, request, completions in zip(
+                open_questions, requests, answers, strict=True
+            ):
+                found[question.id] += self._records(question, request, completions)
+            open_questions = [q for q in open_questions if not self._settled(q, found[q.id])]
+        candidates = [candidate for question in questions for candidate in found[question.id]]
+        _check_errors(candidates)
+        return candidates
+
+    def _settled(self, question: Question, candidates: Sequence[Candidate]) -> bool:
+        if self.asking.top_k is None:
+            return False
+        grades = [grade(candidate, question) for candidate in candidates]
+        num_correct, num_valid = rate(grades)
+        is_mixed = self.asking.top_k <= num_correct < num_valid
+        is_uniform = num_correct in (0, num_valid) and len(candidates) > len(self.asking.blocks[0])
+        return is_mixed or is_uniform
+
+    def _request(self, question: Question, block: tuple[int, ...]) -> Request:
+        clip = self.clips.read(question)
+        prompt = render(question, self.asking.prompt_version)
+        return Request(question.id, prompt, clip.muted() if self.asking.muted else clip, block)
+
+    def _records(
+        self, question: Question, request: Request, completions: Sequence[Completion]
+    ) -> list[Candidate]:
+        if len(completions) != len(request.draws):
+            raise GateError(
+                f"question {question.id}: the engine gave {len(completions)} completions for "
+                f"{len(request.draws)} draws: siblings were lost"
+            )
+        return [
+            self._record(question, request.prompt, draw, completion)
+            for draw, completion in zip(request.draws, completions, strict=True)
+        ]
+
+    def _record(
+        self, question: Question, prompt: Prompt, draw: int, completion: Completion
+    ) -> Candidate:
+        parsed = parse(completion.text, completion.finish, question.choices)
+        if completion.finish is not Finish.ERROR:
+            check_audio_tokens(
+                completion.audio_tokens, duration_s=question.audio_s, question_id=question.id
+            )
+        return Candidate(
+            question_id=question.id,
+            draw=draw,
+            completion=completion.text,
+            thinking=parsed.thinking,
+            answer=parsed.answer,
+            finish=completion.finish,
+            num_tokens=completion.num_tokens,
+            logprob_sum=completion.logprob_sum,
+            audio_tokens=completion.audio_tokens,
+            prompt_hash=prompt.hash,
+            model_hash=self.engine.identity.hash,
+            seed=self.asking.sampling.seed,
+            error=completion.error,
+        )
+
+
+def _check_errors(candidates: Sequence[Candidate]) -> None:
+    errors = [candidate for candidate in candidates if candidate.finish is Finish.ERROR]
+    if len(errors) <= _MAX_ERROR_SHARE * len(candidates):
+        return
+    raise GateError(
+        f"the engine failed on {len(errors)} of {len(candidates)} candidates, first question "
+        f"{errors[0].question_id}: {errors[0].error or 'no message'}: an error is not an answer"
+    )
+
+
+def grades_of(questions: Sequence[Question], answers: Artifact) -> dict[str, Grade]:
+    """Grade by question id of an artifact with one answer a question."""
+    by_id = {question.id: question for question in questions}
+    grades: dict[str, Grade] = {}
+    for candidate in answers.records(Candidate):
+        question = by_id.get(candidate.question_id)
+        if question is None or candidate.question_id in grades:
+            raise GateError(f"{answers.key} holds an unexpected answer to {candidate.question_id}")
+        grades[candidate.question_id] = grade(candidate, question)
+    return grades

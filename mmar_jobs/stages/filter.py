@@ -1,0 +1,209 @@
+"""Keep the candidates that are provably right as training examples; pure but for the artifacts.
+
+Streams: one question's candidates are in memory at a time. Not here: grading (grade.py) and choosing
+(zone.py).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Final
+
+from mmar_jobs.artifact import Artifact, begin, require_artifact
+from mmar_jobs.audio import check_audio_tokens
+from mmar_jobs.errors import DataError, GateError
+from mmar_jobs.grade import grade, parse
+from mmar_jobs.layout import candidates_key, examples_key, muted_key, questions_key
+from mmar_jobs.prompt import render, template_hash
+from mmar_jobs.records import Candidate, Example, Finish, Grade, Question, Zone
+from mmar_jobs.settings import FilterCommand, FilterRecipe, recipe
+from mmar_jobs.split import source_keys
+from mmar_jobs.stages import Edges, stopwatch
+from mmar_jobs.stages.ingest import BENCHMARK, TRAIN, read_split
+from mmar_jobs.zone import DropReason, Selection, SelectionRecipe, Strategy, examples_of
+
+STAGE: Final = "filter"
+SHARD: Final = "part-00000-of-00001.jsonl.gz"
+_LEARNING: Final = (Zone.HARD, Zone.MEDIUM, Zone.EASY)
+
+
+def run(command: FilterCommand, edges: Edges) -> Artifact:
+    """Make or verify the examples of one iteration; no example at all is an error."""
+    store, run_id = edges.store, command.run_id
+    questions = require_artifact(store, questions_key(run_id), stage="ingest")
+    candidates = require_artifact(
+        store, candidates_key(run_id, command.iteration), stage="generate"
+    )
+    inputs = {"questions": questions.digest, "candidates": candidates.digest}
+    muted = None
+    if command.filter.audio_dependence:
+        muted = require_artifact(store, muted_key(run_id, command.iteration), stage="generate")
+        inputs["muted"] = muted.digest
+    groups = recipe(("filter", command.filter), ("prompt", command.prompt))
+    groups["template_hash"] = template_hash(command.prompt.version)
+    draft = begin(
+        store, examples_key(run_id, command.iteration), stage=STAGE, recipe=groups, inputs=inputs
+    )
+    if isinstance(draft, Artifact):
+        return draft
+    cost: dict[str, float] = {}
+    with stopwatch(cost):
+        asked = {question.id: question for question in read_split(questions, TRAIN)}
+        guard = {key for q in read_split(questions, BENCHMARK) for key in source_keys(q)}
+        sieve = Sieve(
+            asked, selection_recipe(command.filter), command.prompt.version, guard,
+            solved_muted=_solved_muted(muted, asked),
+        )
+        draft.write_records(SHARD, sieve.examples(candidates.records(Candidate)))
+    tally = sieve.tally
+    if not tally.counts["num_examples"]:
+        raise DataError(
+            f"iteration {command.iteration}: none of {tally.counts['num_candidates']} candidates became "
+            f"an example ({tally.why()}): nothing to train on; look at the prompt, the choices and "
+            "the --filter settings"
+        )
+    edges.log.info("candidates_filtered", **tally.counts, dropped=tally.why())
+    return draft.finish([SHARD], counts=tally.counts, metrics=tally.metrics(), placement={}, cost=cost)
+
+
+def selection_recipe(settings: FilterRecipe) -> SelectionRecipe:
+    """The settings in the form of the pure module."""
+    return SelectionRecipe(
+        strategy=Strategy(settings.strategy),
+        top_k=settings.top_k,
+        min_valid=settings.min_valid,
+        zone_weights={Zone(name): weight for name, weight in settings.weights.model_dump().items()},
+        seed=settings.seed,
+    )
+
+
+@dataclass
+class Tally:
+    """What became of all candidates and questions."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    drops: Counter[DropReason] = field(default_factory=Counter)
+    grades: Counter[Grade] = field(default_factory=Counter)
+    zones: Counter[Zone] = field(default_factory=Counter)
+    weight: float = 0.0
+
+    def add(self, selection: Selection, num_candidates: int) -> None:
+        self.counts["num_questions"] += 1
+        self.counts["num_candidates"] += num_candidates
+        self.counts["num_examples"] += len(selection.examples)
+        self.counts["num_correct"] += selection.rate.num_correct
+        self.counts["num_valid"] += selection.rate.num_valid
+        self.counts["num_learning_zone"] += selection.zone in _LEARNING
+        self.drops.update(selection.drops)
+        self.grades.update(selection.grades)
+        self.zones[selection.zone] += 1
+        self.weight += sum(example.weight for example in selection.examples)
+
+    def why(self) -> str:
+        """The drop reasons in words, most frequent first."""
+        return ", ".join(f"{reason.value} {count}" for reason, count in self.drops.most_common())
+
+    def metrics(self) -> dict[str, Any]:
+        valid = self.counts["num_valid"]
+        return {
+            "valid_rate": valid / max(1, self.counts["num_candidates"]),
+            "correct_rate": self.counts["num_correct"] / max(1, valid),
+            "drops": {reason.value: count for reason, count in self.drops.items()},
+            "grades": {grade.value: count for grade, count in self.grades.items()},
+            "zones": {zone.value: self.zones[zone] for zone in Zone},
+            "weight_sum": self.weight,
+        }
+
+
+class Sieve:
+    """Turns a stream of candidates, siblings together, into a stream of examples.
+
+    Proves on the way what training will rely on: the prompt is the one that would be rendered now, one
+    model gave all answers, every clip was heard in full, and the parse still says what the record says.
+    """
+
+    def __init__(
+        self,
+        questions: Mapping[str, Question],
+        recipe: SelectionRecipe,
+        prompt_version: str,
+        guard: set[tuple[str, str]],
+        *,
+        solved_muted: frozenset[str] = frozenset(),
+    ) -> None:
+        self.tally = Tally()
+        self._questions = questions
+        self._recipe = recipe
+        self._prompt_version = prompt_version
+        self._guard = guard
+        self._solved_muted = solved_muted
+        self._model_hash = ""
+        self._seen: set[str] = set()
+
+    def examples(self, candidates: Iterable[Candidate]) -> Iterator[Example]:
+        """Examples in the order of the candidates."""
+        for question_id, group in groupby(candidates, key=lambda candidate: candidate.question_id):
+            siblings = list(group)
+            question = self._checked_question(question_id)
+            prompt_hash = render(question, self._prompt_version).hash
+            for candidate in siblings:
+                self._check(candidate, question, prompt_hash)
+            selection = examples_of(question, siblings, self._recipe, veto=self._veto(question))
+            self.tally.add(selection, len(siblings))
+            yield from selection.examples
+
+    def _checked_question(self, question_id: str) -> Question:
+        question = self._questions.get(question_id)
+        if question is None:
+            raise GateError(
+                f"candidate of unknown question {question_id}: it is not in the training split"
+            )
+        if question_id in self._seen:
+            raise GateError(f"candidates of question {question_id} lie apart: shards are mixed up")
+        self._seen.add(question_id)
+        return question
+
+    def _veto(self, question: Question) -> DropReason | None:
+        hit = next((key for key in source_keys(question) if key in self._guard), None)
+        if hit is not None:
+            raise GateError(
+                f"question {question.id} shares its {hit[0]} {hit[1][:40]} with the benchmark: "
+                "training on it would be cheating; ingest again without it"
+            )
+        return DropReason.SOLVED_MUTED if question.id in self._solved_muted else None
+
+    def _check(self, candidate: Candidate, question: Question, prompt_hash: str) -> None:
+        where = f"question {question.id} draw {candidate.draw}"
+        if candidate.prompt_hash != prompt_hash:
+            raise GateError(
+                f"{where}: it was asked with another prompt than {self._prompt_version} renders now: "
+                "training would see a prompt that was never answered; use the version of generate"
+            )
+        self._model_hash = self._model_hash or candidate.model_hash
+        if candidate.model_hash != self._model_hash:
+            raise GateError(f"{where}: another model answered it than the candidates before")
+        if candidate.finish is Finish.ERROR:
+            return
+        check_audio_tokens(
+            candidate.audio_tokens, duration_s=question.audio_s, question_id=question.id
+        )
+        if parse(candidate.completion, candidate.finish, question.choices).answer != candidate.answer:
+            raise GateError(
+                f"{where}: its record says answer {candidate.answer!r}, its completion does not"
+            )
+
+
+def _solved_muted(muted: Artifact | None, questions: Mapping[str, Question]) -> frozenset[str]:
+    if muted is None:
+        return frozenset()
+    return frozenset(
+        candidate.question_id
+        for candidate in muted.records(Candidate)
+        if grade(candidate, questions[candidate.question_id]) is Grade.CORRECT
+    )
+
+
+def read_examples(examples: Artifact) -> Sequence[Example]:
+    """All examples of an iteration."""
+    return list(examples.records(Example))

@@ -1,0 +1,165 @@
+"""Answer each training question K times with the current model.
+
+Not here: what an answer is worth (filter.py), but for questions that stop early in adaptive mode.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from mmar_jobs.artifact import Artifact, begin, require_artifact
+from mmar_jobs.audio import ClipReader
+from mmar_jobs.layout import candidates_key, muted_key, questions_key
+from mmar_jobs.lineage import Model, check_base, parent_of
+from mmar_jobs.prompt import template_hash
+from mmar_jobs.qlora.load import model_digest
+from mmar_jobs.records import Candidate, Question
+from mmar_jobs.settings import GenerateCommand, SamplingRecipe, recipe
+from mmar_jobs.stages import Edges, stopwatch
+from mmar_jobs.stages.answering import Asker, Asking, drawn, greedy, open_checked_engine
+from mmar_jobs.stages.ingest import TRAIN, audio_root, read_split
+
+STAGE: Final = "generate"
+
+
+def run(command: GenerateCommand, edges: Edges) -> Artifact:
+    """Make or verify the candidates of one iteration, and muted answers where the filter wants them."""
+    questions = require_artifact(edges.store, questions_key(command.run_id), stage="ingest")
+    parent = parent_of(edges.store, command.run_id, command.iteration)
+    base_digest = model_digest(Path(command.model))
+    if parent.adapter is not None:
+        check_base(parent.adapter, base_digest)
+    asked = pick_questions(
+        read_split(questions, TRAIN), command.sampling, iteration=command.iteration
+    )
+    made = _Maker(command, edges, questions, parent, base_digest)
+    if command.filter.audio_dependence:
+        asking = greedy(command.sampling, command.prompt.version, muted=True)
+        made.make(muted_key(command.run_id, command.iteration), asking, asked)
+    asking = Asking(
+        prompt_version=command.prompt.version,
+        sampling=drawn(command.sampling, command.sampling.num_candidates, seed=_seed(command)),
+        blocks=tuple(_blocks(command.sampling)),
+        questions_per_shard=command.sampling.questions_per_shard,
+        top_k=command.filter.top_k if command.sampling.adaptive else None,
+    )
+    return made.make(candidates_key(command.run_id, command.iteration), asking, asked)
+
+
+class _Maker:
+    """Makes one artifact of candidates; the engine is opened only when something is missing."""
+
+    def __init__(
+        self,
+        command: GenerateCommand,
+        edges: Edges,
+        questions: Artifact,
+        parent: Model,
+        base_digest: str,
+    ) -> None:
+        self._command = command
+        self._edges = edges
+        self._questions = questions
+        self._parent = parent
+        self._base_digest = base_digest
+
+    def make(self, key: str, asking: Asking, asked: Sequence[Question]) -> Artifact:
+        command, edges = self._command, self._edges
+        draft = begin(
+            edges.store, key, stage=STAGE, recipe=self._recipe(asking), inputs=self._inputs()
+        )
+        if isinstance(draft, Artifact):
+            return draft
+        cost: dict[str, float] = {}
+        with stopwatch(cost):
+            engine = open_checked_engine(
+                edges,
+                Path(command.model),
+                self._parent,
+                command.engine,
+                base_digest=self._base_digest,
+            )
+            root = audio_root(self._questions, TRAIN, command.audio_root)
+            clips = ClipReader(root, endpoint_url=command.endpoint_url)
+            label = f"iteration {command.iteration}: {key.rpartition('/')[2]}"
+            names = Asker(engine, clips, edges, asking).ask(draft, asked, label)
+        counts, metrics = summarise(c for name in names for c in draft.read_records(name, Candidate))
+        cost["tokens_per_s"] = round(counts["num_tokens"] / max(cost["seconds"], 1e-9), 1)
+        return draft.finish(
+            names,
+            counts=counts | {"num_questions": len(asked)},
+            metrics=metrics,
+            placement={"audio_root": root, "model": command.model},
+            cost=cost,
+        )
+
+    def _recipe(self, asking: Asking) -> dict[str, Any]:
+        command = self._command
+        groups = recipe(
+            ("sampling", command.sampling), ("engine", command.engine), ("prompt", command.prompt)
+        )
+        return groups | {
+            "template_hash": template_hash(command.prompt.version),
+            "base_digest": self._base_digest,
+            "iteration": command.iteration,
+            "muted": asking.muted,
+            "top_k": asking.top_k,
+        }
+
+    def _inputs(self) -> dict[str, str]:
+        return {
+            "questions": self._questions.digest,
+            "parent": self._parent.adapter_digest or self._base_digest,
+        }
+
+
+def pick_questions(
+    questions: Sequence[Question], sampling: SamplingRecipe, *, iteration: int
+) -> list[Question]:
+    """The questions that an iteration asks: all, or the next fresh slice of a seeded shuffle.
+
+    When all have been used the shuffle starts over: questions are asked again only after every other.
+    """
+    count = sampling.questions_per_iteration
+    if count == 0 or count >= len(questions):
+        return list(questions)
+
+    def lot(question: Question) -> bytes:
+        return hashlib.sha256(f"{sampling.seed}\0{question.id}".encode()).digest()
+
+    shuffled = sorted(questions, key=lot)
+    first = (iteration - 1) * count
+    return [shuffled[index % len(shuffled)] for index in range(first, first + count)]
+
+
+def _seed(command: GenerateCommand) -> int:
+    """Every iteration draws differently: the same question asked again is not the same draw."""
+    return command.sampling.seed * 1000 + command.iteration
+
+
+def _blocks(sampling: SamplingRecipe) -> Iterable[tuple[int, ...]]:
+    """Draw indices asked together: all K, or K/4, K/4 and the rest in adaptive mode."""
+    count = sampling.num_candidates
+    quarter = count // 4
+    if not sampling.adaptive or quarter == 0:
+        yield tuple(range(count))
+        return
+    yield tuple(range(quarter))
+    yield tuple(range(quarter, 2 * quarter))
+    yield tuple(range(2 * quarter, count))
+
+
+def summarise(candidates: Iterable[Candidate]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Counts and metrics of candidates for a manifest: finishes, tokens, their mean logprob."""
+    counts: Counter[str] = Counter()
+    logprob_sum = 0.0
+    for candidate in candidates:
+        counts["num_candidates"] += 1
+        counts["num_tokens"] += candidate.num_tokens
+        counts[f"num_{candidate.finish.value}"] += 1
+        counts["num_parsed"] += candidate.answer is not None
+        logprob_sum += candidate.logprob_sum
+    mean = logprob_sum / counts["num_tokens"] if counts["num_tokens"] else 0.0
+    return dict(counts), {"mean_token_logprob": round(mean, 6)}

@@ -1,0 +1,126 @@
+"""Answer the benchmark with the best model: greedily, or by the vote of several answers.
+
+Not here: packing (submit.py). The thinking that is handed in is one answer's own, verbatim.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from mmar_jobs.artifact import Artifact, begin, require_artifact
+from mmar_jobs.audio import ClipReader
+from mmar_jobs.layout import predictions_key, questions_key
+from mmar_jobs.lineage import BASE, as_record, best_model, check_base
+from mmar_jobs.prompt import template_hash
+from mmar_jobs.qlora.load import model_digest
+from mmar_jobs.records import Candidate, Prediction, Question
+from mmar_jobs.settings import InferCommand, recipe
+from mmar_jobs.stages import Edges, stopwatch
+from mmar_jobs.stages.answering import Asker, Asking, drawn, greedy, open_checked_engine
+from mmar_jobs.stages.ingest import BENCHMARK, audio_root, read_split
+
+STAGE: Final = "infer"
+PREDICTIONS: Final = "predictions.jsonl.gz"
+
+
+def run(command: InferCommand, edges: Edges) -> Artifact:
+    """Make or verify the predictions of a run."""
+    base_digest = model_digest(Path(command.model))
+    questions = require_artifact(edges.store, questions_key(command.run_id), stage="ingest")
+    model, verdict = best_model(edges.store, command.run_id)
+    if verdict is not None:
+        check_base(verdict, base_digest)
+    groups = recipe(
+        ("sampling", command.sampling),
+        ("infer", command.infer),
+        ("engine", command.engine),
+        ("prompt", command.prompt),
+    )
+    draft = begin(
+        edges.store,
+        predictions_key(command.run_id),
+        stage=STAGE,
+        recipe=groups
+        | {"template_hash": template_hash(command.prompt.version), "base_digest": base_digest},
+        inputs={"questions": questions.digest, "model": model.adapter_digest or base_digest},
+    )
+    if isinstance(draft, Artifact):
+        return draft
+    if model.iteration == BASE:
+        edges.log.warning("base_model_infers", reason="no iteration was promoted")
+    asked = read_split(questions, BENCHMARK)
+    cost: dict[str, float] = {}
+    with stopwatch(cost):
+        engine = open_checked_engine(
+            edges, Path(command.model), model, command.engine, base_digest=base_digest
+        )
+        root = audio_root(questions, BENCHMARK, command.audio_root)
+        clips = ClipReader(root, endpoint_url=command.endpoint_url)
+        names = Asker(engine, clips, edges, _asking(command)).ask(draft, asked, "benchmark")
+    candidates = [c for name in names for c in draft.read_records(name, Candidate)]
+    predictions = predict(asked, candidates)
+    draft.write_records(PREDICTIONS, predictions)
+    num_unanswered = sum(not prediction.votes for prediction in predictions)
+    if num_unanswered:
+        edges.log.warning("answers_unparsed", num_questions=num_unanswered, fallback="a fixed choice")
+    return draft.finish(
+        [*names, PREDICTIONS],
+        counts={"num_questions": len(predictions), "num_unanswered": num_unanswered},
+        metrics={"model": as_record(model, command.run_id, base_digest)},
+        placement={"audio_root": root, "model": command.model},
+        cost=cost,
+    )
+
+
+def _asking(command: InferCommand) -> Asking:
+    if command.infer.votes == 1:
+        return greedy(command.sampling, command.prompt.version)
+    return Asking(
+        prompt_version=command.prompt.version,
+        sampling=drawn(command.sampling, command.infer.votes, seed=command.infer.seed),
+        blocks=(tuple(range(command.infer.votes)),),
+        questions_per_shard=command.sampling.questions_per_shard,
+    )
+
+
+def predict(questions: Sequence[Question], candidates: Iterable[Candidate]) -> list[Prediction]:
+    """One prediction a question from its candidates, which lie together."""
+    by_id = {
+        question_id: list(group)
+        for question_id, group in groupby(candidates, key=lambda candidate: candidate.question_id)
+    }
+    return [vote(question, by_id.get(question.id, [])) for question in questions]
+
+
+def vote(question: Question, candidates: Sequence[Candidate]) -> Prediction:
+    """The most frequent answer; a tie goes to the answer with the most likely candidate.
+
+    The thinking is that of the agreeing candidate with the highest mean token logprob. Where nothing
+    could be parsed, `votes` is empty, the answer a choice picked by the question's id, and the
+    thinking the first candidate's: the benchmark wants an answer to every question.
+    """
+    parsed = [candidate for candidate in candidates if candidate.answer is not None]
+    votes = Counter(candidate.answer for candidate in parsed if candidate.answer is not None)
+    if not votes:
+        digest = hashlib.sha256(question.id.encode()).digest()
+        choice = question.choices[int.from_bytes(digest[:4], "big") % len(question.choices)]
+        thinking = candidates[0].thinking if candidates else ""
+        return Prediction(
+            id=question.id, thinking_prediction=thinking, answer_prediction=choice, votes={}
+        )
+    most = max(votes.values())
+    leaders = [candidate for candidate in parsed if votes[str(candidate.answer)] == most]
+    best = max(leaders, key=lambda candidate: (_mean_logprob(candidate), -candidate.draw))
+    return Prediction(
+        id=question.id,
+        thinking_prediction=best.thinking,
+        answer_prediction=str(best.answer),
+        votes=dict(votes),
+    )
+
+
+def _mean_logprob(candidate: Candidate) -> float:
+    return candidate.logprob_sum / max(1, candidate.num_tokens)

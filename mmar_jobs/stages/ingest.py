@@ -1,0 +1,234 @@
+"""Questions and clips in; a checked, split and digest-pinned questions artifact out.
+
+Every later stage reads this artifact and nothing else, so what is checked here is checked once: rows
+parse, clips decode, training shares nothing with the benchmark, and no clip is on both sides of the
+held-out split. Not here: foreign row formats (datasets/), near-duplicate audio.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mmar_jobs.artifact import Artifact, begin
+from mmar_jobs.audio import decode
+from mmar_jobs.datasets.mmar import BadRow, parse_questions
+from mmar_jobs.errors import DataError, GateError
+from mmar_jobs.layout import questions_key
+from mmar_jobs.manifest import sha256
+from mmar_jobs.records import Question, Record
+from mmar_jobs.settings import DataRecipe, IngestCommand, recipe
+from mmar_jobs.split import find_shared, split_by_source
+from mmar_jobs.stages import Edges, stopwatch
+from mmar_jobs.store import read_uri, split_uri
+
+STAGE: Final = "ingest"
+TRAIN: Final = "train"
+HELDOUT: Final = "heldout"
+BENCHMARK: Final = "benchmark"
+_NUM_SHOWN: Final = 3
+
+
+class Reject(Record):
+    """A row that was left out, and why."""
+
+    source: str
+    line_number: int
+    id: str | None
+    reason: str
+
+
+@dataclass
+class _Source:
+    """One question file: its questions with their clips' facts, and its rejects."""
+
+    name: str
+    data: bytes
+    audio_root: str
+    questions: list[Question] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+
+def shard_name(split: str) -> str:
+    """Name of the shard that holds one split."""
+    return f"{split}.jsonl.gz"
+
+
+def run(command: IngestCommand, edges: Edges) -> Artifact:
+    """Make or verify the questions artifact of a run."""
+    cost: dict[str, float] = {}
+    with stopwatch(cost):
+        sources = [_open(name, uri, command) for name, uri in _given(command)]
+        draft = begin(
+            edges.store,
+            questions_key(command.run_id),
+            stage=STAGE,
+            recipe=recipe(("data", command.data)),
+            inputs={source.name: sha256(source.data) for source in sources},
+        )
+        if isinstance(draft, Artifact):
+            return draft
+        for source in sources:
+            _read(source, command.data, edges, endpoint_url=command.endpoint_url)
+        rejects = [reject for source in sources for reject in source.rejects]
+        _report(rejects, edges, strict=command.strict)
+        splits = _split({source.name: source for source in sources}, command.data, rejects)
+        for split, questions in splits.items():
+            draft.write_records(shard_name(split), questions)
+        draft.write_records("rejects.jsonl.gz", rejects)
+    return draft.finish(
+        [*map(shard_name, splits), "rejects.jsonl.gz"],
+        counts={f"num_{split}": len(rows) for split, rows in splits.items()}
+        | {"num_rejects": len(rejects)},
+        metrics={},
+        placement={"audio_roots": _audio_roots(sources)},
+        cost=cost,
+    )
+
+
+def _given(command: IngestCommand) -> list[tuple[str, str]]:
+    for name, uri in ((TRAIN, command.questions), (BENCHMARK, command.benchmark)):
+        if not uri:
+            flag = "--questions" if name == TRAIN else "--benchmark"
+            raise DataError(f"{flag} is needed: a path or URI of a JSONL file with {name} questions")
+    given = [(TRAIN, command.questions), (BENCHMARK, command.benchmark)]
+    return [*given, (HELDOUT, command.heldout)] if command.heldout else given
+
+
+def _open(name: str, uri: str, command: IngestCommand) -> _Source:
+    data = read_uri(uri, endpoint_url=command.endpoint_url)
+    return _Source(name, data, split_uri(uri)[0])
+
+
+def _audio_roots(sources: Sequence[_Source]) -> dict[str, str]:
+    roots = {source.name: source.audio_root for source in sources}
+    return {HELDOUT: roots[TRAIN], **roots}
+
+
+def _read(
+    source: _Source, recipe: DataRecipe, edges: Edges, *, endpoint_url: str | None
+) -> None:
+    """Parse a source's rows and decode every clip once."""
+    rows: list[tuple[int, Question]] = []
+    for number, row in enumerate(parse_questions(source.data.splitlines(), source.name), 1):
+        if isinstance(row, BadRow):
+            source.rejects.append(_reject(source, row.line_number, row.id, row.reason))
+        elif source.name != BENCHMARK and row.answer is None:
+            source.rejects.append(_reject(source, number, row.id, "has no answer to learn from"))
+        else:
+            rows.append((number, row))
+
+    def probe(item: tuple[int, Question]) -> Question | Reject:
+        number, question = item
+        try:
+            return _probed(question, source.audio_root, recipe.max_clip_s, endpoint_url)
+        except DataError as error:
+            return _reject(source, number, question.id, str(error))
+
+    with edges.track(f"checking {source.name} clips", len(rows)) as advance:
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            for result in pool.map(probe, rows):
+                advance(1)
+                if isinstance(result, Reject):
+                    source.rejects.append(result)
+                else:
+                    source.questions.append(result)
+    if not source.questions:
+        first = f"; the first: {source.rejects[0].reason}" if source.rejects else ""
+        raise DataError(
+            f"no usable row in the {source.name} questions ({len(source.rejects)} bad rows{first})"
+        )
+
+
+def _probed(
+    question: Question, audio_root: str, max_clip_s: float, endpoint_url: str | None
+) -> Question:
+    data = read_uri(question.audio, root=audio_root, endpoint_url=endpoint_url)
+    clip = decode(data, question.audio)
+    if clip.duration_s > max_clip_s:
+        raise DataError(
+            f"clip {question.audio} lasts {clip.duration_s:.1f} s, more than the limit of "
+            f"{max_clip_s:g} s: cut it, or raise --data.max-clip-s"
+        )
+    return question.model_copy(
+        update={"audio_sha256": sha256(data), "audio_s": len(clip.waveform) / 16_000}
+    )
+
+
+def _reject(source: _Source, line_number: int, question_id: str | None, reason: str) -> Reject:
+    return Reject(source=source.name, line_number=line_number, id=question_id, reason=reason)
+
+
+def _report(rejects: Sequence[Reject], edges: Edges, *, strict: bool) -> None:
+    if not rejects:
+        return
+    shown = "; ".join(
+        f"{reject.source} line {reject.line_number}: {reject.reason}" for reject in rejects[:_NUM_SHOWN]
+    )
+    more = f"; and {len(rejects) - _NUM_SHOWN} more" if len(rejects) > _NUM_SHOWN else ""
+    if strict:
+        raise DataError(f"{len(rejects)} bad rows (--strict): {shown}{more}")
+    edges.log.warning("rows_rejected", num_rejects=len(rejects), first=shown)
+
+
+def _split(
+    sources: dict[str, _Source], recipe: DataRecipe, rejects: list[Reject]
+) -> dict[str, list[Question]]:
+    """Guard the benchmark, then separate training from held-out questions by their sources."""
+    benchmark = sources[BENCHMARK].questions
+    guarded = {
+        name: _guard(source, benchmark, recipe, rejects)
+        for name, source in sources.items()
+        if name != BENCHMARK
+    }
+    if HELDOUT in guarded:
+        train, heldout = guarded[TRAIN], guarded[HELDOUT]
+        _refuse_shared(find_shared(train, heldout), "training questions share a source with --heldout")
+    else:
+        train, heldout = split_by_source(
+            guarded[TRAIN], fraction=recipe.heldout_fraction, seed=recipe.seed
+        )
+    for name, questions in ((TRAIN, train), (HELDOUT, heldout)):
+        if not questions:
+            raise DataError(
+                f"the {name} split is empty: give more questions, or change --data.heldout-fraction"
+            )
+    return {TRAIN: train, HELDOUT: heldout, BENCHMARK: benchmark}
+
+
+def _guard(
+    source: _Source, benchmark: Sequence[Question], recipe: DataRecipe, rejects: list[Reject]
+) -> list[Question]:
+    shared = find_shared(source.questions, benchmark)
+    if recipe.contamination == "refuse":
+        _refuse_shared(shared, f"{source.name} questions are contaminated by the benchmark")
+    for question_id, evidence in shared.items():
+        rejects.append(_reject(source, 0, question_id, f"is contaminated: {evidence}"))
+    return [question for question in source.questions if question.id not in shared]
+
+
+def _refuse_shared(shared: dict[str, str], what: str) -> None:
+    if not shared:
+        return
+    shown = "; ".join(f"{key} {evidence}" for key, evidence in list(shared.items())[:_NUM_SHOWN])
+    raise GateError(
+        f"{len(shared)} {what}: {shown}: remove these rows, or drop them with --data.contamination drop"
+    )
+
+
+def audio_root(questions: Artifact, split: str, override: str) -> str:
+    """Where the clips of a split lie: `override`, else where ingest saw them."""
+    roots: dict[str, Any] = questions.manifest.placement["audio_roots"]
+    return override or str(roots[split])
+
+
+def read_split(questions: Artifact, split: str) -> list[Question]:
+    """All questions of a split."""
+    return list(_checked(questions.read_records(shard_name(split), Question)))
+
+
+def _checked(questions: Iterable[Question]) -> Iterable[Question]:
+    for question in questions:
+        if not question.audio_sha256 or question.audio_s <= 0:
+            raise GateError(f"question {question.id} was never decoded by ingest: ingest it again")
+        yield question
