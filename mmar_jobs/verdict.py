@@ -119,12 +119,6 @@ def judge(
     num_parent, num_child = _num_correct(questions, parent), _num_correct(questions, child)
     categories = _categories(questions, parent, child, rule)
     num_choices = [len(question.choices) for question in questions]
-    muted_accuracy = muted_p_value = listening_p_value = None
-    if muted is not None:
-        num_muted = _num_correct(questions, muted)
-        muted_accuracy = num_muted / n
-        muted_p_value = above_chance(num_muted, num_choices)
-        listening_p_value = mcnemar_greater(*_discordant(questions, muted, child))
     draft = Verdict(
         decision=Decision.PROMOTE,
         next_parent="child",
@@ -143,9 +137,13 @@ def judge(
         p_value=mcnemar(b, c),
         detectable_gain=minimum_detectable_gain(n, (b + c) / n, alpha=rule.alpha),
         chance=sum(1 / num for num in num_choices) / n,
-        muted_accuracy=muted_accuracy,
-        muted_p_value=muted_p_value,
-        listening_p_value=listening_p_value,
+        muted_accuracy=None if muted is None else _num_correct(questions, muted) / n,
+        muted_p_value=None
+        if muted is None
+        else above_chance(_num_correct(questions, muted), num_choices),
+        listening_p_value=None
+        if muted is None
+        else mcnemar_greater(*_discordant(questions, muted, child)),
         categories=categories,
         regressed_categories=tuple(row.category for row in categories if row.regressed),
     )

@@ -183,24 +183,30 @@ def examples_of(
         drops[DropReason.NOT_CHOSEN] += len(candidates) - drops.total() - len(chosen)
     return Selection(
         examples=tuple(
-            Example(
-                question_id=question.id,
-                draw=candidate.draw,
-                completion=candidate.completion,
-                weight=weight,
-                zone=zone,
-                rate=question_rate.value,
-                num_tokens=candidate.num_tokens,
-                audio_sha256=question.audio_sha256,
-                prompt_hash=candidate.prompt_hash,
-                model_hash=candidate.model_hash,
-            )
+            _example(question, candidate, weight=weight, zone=zone, value=question_rate.value)
             for candidate in chosen
         ),
         drops=+drops,
         grades=Counter(grades),
         zone=zone,
         rate=question_rate,
+    )
+
+
+def _example(
+    question: Question, candidate: Candidate, *, weight: float, zone: Zone, value: float
+) -> Example:
+    return Example(
+        question_id=question.id,
+        draw=candidate.draw,
+        completion=candidate.completion,
+        weight=weight,
+        zone=zone,
+        rate=value,
+        num_tokens=candidate.num_tokens,
+        audio_sha256=question.audio_sha256,
+        prompt_hash=candidate.prompt_hash,
+        model_hash=candidate.model_hash,
     )
 
 
