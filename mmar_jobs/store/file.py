@@ -106,6 +106,7 @@ class FileStore:
         if not self.exists(key):
             raise missing(str(self._locate(key)))
         with disk.explained("write", str(path)):
+            disk.remove_stale_temporaries(path.parent)
             disk.copy_file(self._locate(key), path)
 
     @contextmanager

@@ -125,7 +125,6 @@ class S3Store:
             self._verify(key, Path(file.name), head["ContentLength"], head["Metadata"].get(_DIGEST))
 
         with disk.explained("write", str(path)):
-            disk.make_folder(path.parent)
             disk.remove_stale_temporaries(path.parent)
             disk.replace_file(path, fill)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 RENEWALS_PER_TTL: Final = 3
+_CLOCK_TICK_S: Final = 1.0  # both of the server's times are cut to whole seconds
 _CONFLICT_PAUSE_S: Final = 0.2
 _MAX_CONFLICTS: Final = 25
 _GONE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.PRECONDITION_FAILED})
@@ -146,7 +147,7 @@ class S3Lease:
         fields = parse_fields(answer["Body"].read())
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         now = parsedate_to_datetime(date) if date else datetime.now(UTC)
-        age_s = (now - answer["LastModified"]).total_seconds()
+        age_s = (now - answer["LastModified"]).total_seconds() - _CLOCK_TICK_S
         etag = self._put(answer["ETag"]) if age_s > float(fields.get("ttl_s", self.ttl_s)) else None
         if etag is None:
             raise self._busy(fields)

@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "AWS_MAX_ATTEMPTS": "2",
+    "MOTO_S3_DEFAULT_MAX_KEYS": "7",  # so that short lists have pages too
 }
 PRELUDE = """
 import os, sys, time
@@ -61,7 +62,7 @@ class Place:
 
     @contextmanager
     def python(self, code: str, uri: str) -> Iterator[subprocess.Popen[str]]:
-        """A process that runs `code` on a `store` opened at `uri`; killed by signal 9 at the end."""
+        """A process that runs `code` on a `store` at `uri`; killed by signal 9 at the end."""
         arguments = [sys.executable, "-c", PRELUDE + code, uri, self.endpoint_url or ""]
         with subprocess.Popen(
             arguments, stdout=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT
@@ -113,7 +114,7 @@ def moto_server() -> Iterator[str]:
 
     app = OneAtATime(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Silent)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
