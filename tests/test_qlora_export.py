@@ -29,7 +29,9 @@ TOLERANCE = 1e-5
 IDS = torch.arange(3, 20)[None]
 # PEFT looks for rank patterns among target_modules only, and warns about those of target_parameters
 # although it applies them (tuners_utils.py, 0.21.2).
-pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"
+)
 
 
 def logits_of(model: Any) -> Tensor:
@@ -90,7 +92,9 @@ def test_export_is_byte_stable(tmp_path: Path) -> None:
     """Equal factors give equal files; a changed factor gives another."""
     digests = []
     for folder in ("a", "b"):
-        export_adapter(cases.adapted(), tmp_path / folder, "tiny", metadata={"run": "r", "iter": "1"})
+        export_adapter(
+            cases.adapted(), tmp_path / folder, "tiny", metadata={"run": "r", "iter": "1"}
+        )
         digests.append(
             [
                 hashlib.sha256((tmp_path / folder / file).read_bytes()).hexdigest()
@@ -99,7 +103,9 @@ def test_export_is_byte_stable(tmp_path: Path) -> None:
         )
     assert digests[0] == digests[1]
     export_adapter(cases.adapted(seed=5), tmp_path / "c", "tiny")
-    assert (tmp_path / "a" / WEIGHTS_FILE).read_bytes() != (tmp_path / "c" / WEIGHTS_FILE).read_bytes()
+    assert (tmp_path / "a" / WEIGHTS_FILE).read_bytes() != (
+        tmp_path / "c" / WEIGHTS_FILE
+    ).read_bytes()
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -141,7 +147,8 @@ def test_merged_in_place_equals_adapted(tmp_path: Path) -> None:
 
 def test_merged_folder_equals_adapted(tmp_path: Path) -> None:
     """The merged folder loads like the base and gives the adapted model's logits; its files are the
-    base's, name for name, and it is the same on a second merge."""
+    base's, name for name, and it is the same on a second merge.
+    """
     lora = cases.adapted()
     export_adapter(lora, tmp_path / "adapter", "tiny")
     for name in ("one", "two"):
@@ -158,20 +165,18 @@ def test_merged_folder_equals_adapted(tmp_path: Path) -> None:
 def test_merge_onto_another_model_is_refused(tmp_path: Path) -> None:
     """An adapter that names a projection which the base lacks is an error, not a partial merge."""
     export_adapter(cases.adapted(), tmp_path, "tiny")
-    state = load_file(tmp_path / WEIGHTS_FILE)
     model = cases.thinker()
     del model.model.layers[1]
     with pytest.raises(DataError, match="lacks"):
         merge_adapter(model, tmp_path)
-    assert state
 
 
 def test_config_says_what_peft_needs(tmp_path: Path) -> None:
     """Rank and alpha of the fused gate_up pair are doubled, dropout is off, targets are full paths."""
     export_adapter(cases.adapted(), tmp_path, "tiny")
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
-    assert [6] == list(config["rank_pattern"].values())
-    assert [12.0] == list(config["alpha_pattern"].values())
+    assert list(config["rank_pattern"].values()) == [6]
+    assert list(config["alpha_pattern"].values()) == [12.0]
     assert config["lora_dropout"] == 0.0
     assert all(name.startswith("model.layers.") for name in config["target_modules"])
 

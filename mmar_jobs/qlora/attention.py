@@ -1,7 +1,7 @@
 """Attention over packed rows: every sequence sees itself alone, without a mask of S·S.
 
-Not here: position ids and cut points of a row (packing.py). A GPU backend (torch varlen_attn, flash-attn)
-replaces the body of `packed_attention`.
+Not here: position ids and cut points of a row (packing.py). A GPU backend (torch varlen_attn,
+flash-attn) replaces the body of `packed_attention`.
 
 Legend: S tokens of a row, N sequences in it, L the longest of them, D head size.
 """
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mmar_jobs.qlora.foreign import Thinker
 
 BACKEND: Final = "mmar_packed"
 
@@ -35,17 +37,19 @@ def packed_attention(
     key_1GSD: Tensor,
     value_1GSD: Tensor,
     attention_mask: Tensor | None,
-    **kwargs: Any,  # noqa: ANN401 - transformers' attention interface
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a packed row; returns (1, S, heads, D).
 
-    Needs the keyword `row_lengths`, the sequences' lengths in order; there must be no attention_mask.
-    Signature as in transformers' ALL_ATTENTION_FUNCTIONS.
+    Needs the keyword `row_lengths`, the sequences' lengths in order; there must be no
+    attention_mask. Signature as in transformers' ALL_ATTENTION_FUNCTIONS.
     """
     assert attention_mask is None, "a packed row has no mask: its lengths say it all"
     lengths: list[int] = kwargs["row_lengths"]
     index_NL = padded_index(lengths, device=query_1HSD.device)
-    query, key, value = (x[0][:, index_NL].transpose(0, 1) for x in (query_1HSD, key_1GSD, value_1GSD))
+    query, key, value = (
+        x[0][:, index_NL].transpose(0, 1) for x in (query_1HSD, key_1GSD, value_1GSD)
+    )
     out_NHLD = functional.scaled_dot_product_attention(
         query,
         key,
@@ -65,7 +69,7 @@ ALL_ATTENTION_FUNCTIONS.register(BACKEND, packed_attention)
 
 
 @contextmanager
-def packed_rows(model: Any) -> Iterator[None]:  # noqa: ANN401 - transformers is untyped
+def packed_rows(model: Thinker) -> Iterator[None]:
     """Let the thinker's text part attend by rows inside the block; generation is left as it was."""
     config = model.model.config
     before = config._attn_implementation

@@ -1,21 +1,18 @@
 """Audio embeddings of clips, computed once per clip because the tower is frozen.
 
-Not here: mel features (encode.py), the tower's weights.
+Not here: mel features (mmar_jobs/encode.py), the tower's weights.
 
 Legend: B clips, M mel bins, F frames, A audio tokens of a clip, H hidden.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mmar_jobs.errors import GateError
+from mmar_jobs.qlora.foreign import Thinker
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +23,14 @@ class MelFeatures:
     features_MF: Tensor
 
 
-def waveform_sha256(waveform: NDArray[np.float32]) -> str:
-    """The name of a decoded clip: SHA-256 of its samples at 16 kHz."""
-    return hashlib.sha256(np.ascontiguousarray(waveform, dtype=np.float32).tobytes()).hexdigest()
-
-
 @torch.no_grad()
-def embed_clips(model: Any, clips: Sequence[MelFeatures], num_tokens: Sequence[int]) -> list[Tensor]:  # noqa: ANN401 - transformers is untyped
+def embed_clips(
+    model: Thinker, clips: Sequence[MelFeatures], num_tokens: Sequence[int]
+) -> list[Tensor]:
     """Run the tower over B clips at once; returns each clip's (A, H) in the model's dtype.
 
-    `num_tokens[b]` is the number of audio tokens in clip b's prompt; another number of embeddings is a
-    GateError.
+    `num_tokens[b]` is the number of audio tokens in clip b's prompt; another number of embeddings
+    is a GateError.
     """
     tower = model.audio_tower
     lengths_B = torch.tensor([clip.features_MF.shape[1] for clip in clips], device=tower.device)
@@ -44,16 +38,18 @@ def embed_clips(model: Any, clips: Sequence[MelFeatures], num_tokens: Sequence[i
     embeds_AH = tower(features_MF, feature_lens=lengths_B).last_hidden_state
     if embeds_AH.shape[0] != sum(num_tokens):
         raise GateError(
-            f"the audio tower made {embeds_AH.shape[0]} embeddings for {sum(num_tokens)} audio tokens in "
-            f"the prompts of {len(clips)} clips: processor and model do not belong together"
+            f"the audio tower made {embeds_AH.shape[0]} embeddings for {sum(num_tokens)} audio "
+            f"tokens in the prompts of {len(clips)} clips: processor and model do not fit together"
         )
     return [embeds.clone() for embeds in embeds_AH.split(list(num_tokens))]
 
 
 class AudioEmbeds(Mapping[str, Tensor]):
-    """Embeddings by clip digest, in memory; (A, H) each. A clip is embedded once, however often asked."""
+    """Embeddings by clip digest, in memory; (A, H) each. A clip is embedded once, however often
+    asked.
+    """
 
-    def __init__(self, model: Any, *, clips_per_batch: int = 32) -> None:  # noqa: ANN401 - transformers is untyped
+    def __init__(self, model: Thinker, *, clips_per_batch: int = 32) -> None:
         self._model = model
         self._clips_per_batch = clips_per_batch
         self._embeds: dict[str, Tensor] = {}

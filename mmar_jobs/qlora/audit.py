@@ -7,13 +7,14 @@ import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import nn
 
 from mmar_jobs.errors import GateError
 from mmar_jobs.qlora.experts import ExpertLora
+from mmar_jobs.qlora.foreign import Thinker
 from mmar_jobs.qlora.lora import ATTENTION_PROJECTIONS, LoraLinear
 
 _KINDS: Final = (
@@ -34,8 +35,9 @@ _TRAINED_KINDS: Final = ("LoRA of attention", "LoRA of experts")
 
 @dataclass(slots=True)
 class AuditRow:
-    """One kind of parameter: how many tensors and numbers, how many bytes, how many of each is trained
-    or stored in fewer than 16 bits. `num_wrapped` counts the tensors that LoRA is added to."""
+    """One kind of parameter: how many tensors and numbers, how many bytes, how many of each is
+    trained or stored in fewer than 16 bits. `num_wrapped` counts the tensors that LoRA is added to.
+    """
 
     kind: str
     num_tensors: int = 0
@@ -49,8 +51,9 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The table, the text layers' projections that carry no LoRA, and trained parameters that must not
-    be."""
+    """The table, the text layers' projections that carry no LoRA, and trained parameters that must
+    not be.
+    """
 
     rows: tuple[AuditRow, ...]
     num_layers: int
@@ -68,7 +71,7 @@ def kind_of(name: str) -> str:
     return next((kind for kind, pattern in _KINDS if re.fullmatch(pattern, plain)), _OTHER)
 
 
-def audit(model: Any) -> Audit:  # noqa: ANN401 - transformers is untyped
+def audit(model: Thinker) -> Audit:
     """Take stock of a thinker, with or without LoRA."""
     wrapped = _wrapped_parameters(model)
     table: dict[str, AuditRow] = defaultdict(lambda: AuditRow(""))
@@ -98,8 +101,8 @@ def check_audit(found: Audit) -> None:
     """Raise GateError when a projection is missed, a factor frozen, or a wrong part trained."""
     if found.unwrapped:
         raise GateError(
-            f"{len(found.unwrapped)} projections carry no LoRA, first {found.unwrapped[0]}: attach LoRA to "
-            "all of attention and all experts"
+            f"{len(found.unwrapped)} projections carry no LoRA, first {found.unwrapped[0]}: "
+            "attach LoRA to all of attention and all experts"
         )
     if found.wrongly_trained:
         first = found.wrongly_trained[0]
@@ -113,7 +116,7 @@ def check_audit(found: Audit) -> None:
             raise GateError(f"{row.num_parameters - row.num_trained} numbers of {kind} are frozen")
 
 
-def audio_tower_digest(model: Any) -> str:  # noqa: ANN401 - transformers is untyped
+def audio_tower_digest(model: Thinker) -> str:
     """SHA-256 over names and bytes of the audio tower: equal before and after proves it untouched."""
     digest = hashlib.sha256()
     for name, parameter in model.audio_tower.state_dict().items():
@@ -122,7 +125,7 @@ def audio_tower_digest(model: Any) -> str:  # noqa: ANN401 - transformers is unt
     return digest.hexdigest()
 
 
-def _unwrapped(model: Any) -> list[str]:  # noqa: ANN401 - transformers is untyped
+def _unwrapped(model: Thinker) -> list[str]:
     missing = []
     for index, layer in enumerate(model.model.layers):
         path = f"model.layers.{index}"

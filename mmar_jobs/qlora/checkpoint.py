@@ -1,7 +1,7 @@
 """Resumable training state as bytes: factors, optimizer, history and the number of steps done.
 
-Not here: where the bytes are kept (the caller gives a `Checkpoints`). There is no random state to keep:
-order and dropout are functions of the seed and the step.
+Not here: where the bytes are kept (the caller gives a `Checkpoints`). There is no random state to
+keep: order and dropout are functions of the seed and the step.
 """
 
 import io
@@ -16,7 +16,9 @@ from mmar_jobs.qlora.lora import LoraModel
 
 
 class Checkpoints(Protocol):
-    """Where checkpoints live. `save` returns once the bytes are durable; `latest` is the last of them."""
+    """Where checkpoints live. `save` returns once the bytes are durable; `latest` is the last of
+    them.
+    """
 
     def latest(self) -> bytes | None:
         """Bytes of the newest complete checkpoint, None when there is none."""
@@ -56,11 +58,20 @@ def dump_state(
 def restore_state(
     data: bytes, lora: LoraModel, optimizer: torch.optim.Optimizer, *, fingerprint: str
 ) -> Progress:
-    """Put a checkpoint back; SettingsError when it is of another recipe, DataError when it is damaged."""
+    """Put a checkpoint back; SettingsError when it is of another recipe, DataError when it is
+    damaged.
+    """
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         found = state["fingerprint"]
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DataError(
             f"the training checkpoint of {len(data)} bytes is damaged: delete it to start over"
         ) from error

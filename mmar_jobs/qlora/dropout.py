@@ -1,7 +1,8 @@
-"""Dropout whose masks are a function of (seed, row, site), so that resume and recompute repeat them.
+"""Dropout whose masks are a function of (seed, row, site), so that resume and recompute repeat
+them.
 
-Not here: any random state. Nothing has to be saved in a checkpoint but the row number, and a layer that
-is recomputed for its gradient draws the mask that it drew the first time.
+Not here: any random state. Nothing has to be saved in a checkpoint but the row number, and a layer
+that is recomputed for its gradient draws the mask that it drew the first time.
 """
 
 import torch

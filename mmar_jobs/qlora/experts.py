@@ -1,10 +1,10 @@
 """The experts' forward with LoRA on gate, up and down, registered the way transformers does it.
 
-Not here: the GEMMs (grouped.py), sorting (routing.py), where the factors come from (lora.py). No delta of the size of a weight
-is ever formed: LoRA runs as two thin grouped GEMMs beside the base.
+Not here: the GEMMs (grouped.py), sorting (routing.py), where the factors come from (lora.py). No
+delta of the size of a weight is ever formed: LoRA runs as two thin grouped GEMMs beside the base.
 
-Legend: T tokens, K experts per token, S = T·K routed rows sorted by expert, E experts, H hidden, I expert
-width, R rank.
+Legend: T tokens, K experts per token, S = T·K routed rows sorted by expert, E experts, H hidden, I
+expert width, R rank.
 """
 
 import math
@@ -24,8 +24,8 @@ BACKEND: Final = "mmar_qlora"
 class ExpertLora(nn.Module):
     """LoRA factors of all experts of one layer, stacked, fp32.
 
-    `gate_up_A` (E, 2R, H) holds the A of gate, then of up: they read the same input. `gate_B` and `up_B`
-    are (E, I, R), `down_A` (E, R, I), `down_B` (E, H, R).
+    `gate_up_A` (E, 2R, H) holds the A of gate, then of up: they read the same input. `gate_B` and
+    `up_B` are (E, I, R), `down_A` (E, R, I), `down_B` (E, H, R).
     """
 
     def __init__(self, experts: nn.Module, rank: int, *, scaling: float, dropout: Dropout) -> None:

@@ -2,9 +2,10 @@
 
 Not here: merging an adapter into a base (merge.py).
 
-PEFT's layout of fused experts (peft 0.21, tuners/lora/layer.py ParamWrapper): lora_A is expert-slowest
-(E·R, in), lora_B expert-fastest (out, R·E). gate and up are one parameter there, so their two pairs become
-one of rank 2R: A = [A_gate; A_up], B block-diagonal, alpha doubled so that the scale stays.
+PEFT's layout of fused experts (peft 0.21, tuners/lora/layer.py ParamWrapper): lora_A is
+expert-slowest (E·R, in), lora_B expert-fastest (out, R·E). gate and up are one parameter there, so
+their two pairs become one of rank 2R: A = [A_gate; A_up], B block-diagonal, alpha doubled so that
+the scale stays.
 
 Legend: E experts, R rank, H hidden, I expert width, O out-features.
 """
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -80,6 +80,8 @@ def adapter_state(lora: LoraModel) -> dict[str, Tensor]:
 
 
 def _adapter_config(lora: LoraModel, base_name: str) -> dict[str, Any]:
+    from peft import LoraConfig
+
     recipe = lora.recipe
     # Full paths: PEFT resolves a regex to leaf names, and q_proj alone hits the audio tower as well.
     config = LoraConfig(
@@ -104,9 +106,9 @@ def export_adapter(
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors; equal factors give equal bytes.
 
-    `metadata` (run, iteration, digests) goes into the safetensors header. The weights come last: a folder
-    that has them is complete. Dropout is a matter of training and is 0 in the config: PEFT refuses
-    another rate on expert parameters.
+    `metadata` (run, iteration, digests) goes into the safetensors header. The weights come last: a
+    folder that has them is complete. Dropout is a matter of training and is 0 in the config: PEFT
+    refuses another rate on expert parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(_adapter_config(lora, base_name), indent=2, sort_keys=True)
@@ -123,7 +125,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            state = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} holds no readable adapter: {error}") from error
     return config, state
@@ -167,4 +169,6 @@ def load_adapter(lora: LoraModel, folder: Path) -> None:
     except (KeyError, RuntimeError) as error:
         raise DataError(f"{folder} does not fit this model: {error}") from error
     if state:
-        raise DataError(f"{folder} holds {len(state)} tensors for no projection, first {min(state)}")
+        raise DataError(
+            f"{folder} holds {len(state)} tensors for no projection, first {min(state)}"
+        )

@@ -27,8 +27,8 @@ def check_audio_tokens(found: int, expected: int, *, question_id: str) -> None:
     """
     if found != expected:
         raise GateError(
-            f"question {question_id}: {found} audio tokens in the prompt, its clip gives {expected}: the "
-            "audio is truncated or padded; look for max_length or truncation on the processor call"
+            f"question {question_id}: {found} audio tokens in the prompt, its clip gives {expected}: "
+            "the audio is truncated or padded; look for max_length or truncation on the processor call"
         )
 
 
@@ -41,29 +41,32 @@ def check_has_labels(num_labels: int, *, question_id: str) -> None:
 def check_labels_are_completion(
     prompt_ids: Sequence[int], unlabelled_ids: Sequence[int], *, question_id: str
 ) -> None:
-    """Exactly the prompt has no label: neither is a prompt token trained nor a completion token lost."""
+    """Exactly the prompt has no label: neither is a prompt token trained nor a completion token
+    lost.
+    """
     if list(unlabelled_ids) == list(prompt_ids):
         return
     num_missing = len(prompt_ids) - len(unlabelled_ids)
     if num_missing > 0:
         raise GateError(
-            f"question {question_id}: {num_missing} prompt tokens are in the labels: only the completion "
-            "may be trained"
+            f"question {question_id}: {num_missing} prompt tokens are in the labels: only the "
+            "completion may be trained"
         )
     raise GateError(
-        f"question {question_id}: the tokens without a label are not the prompt ({len(unlabelled_ids)} "
-        f"tokens, the prompt has {len(prompt_ids)}): completion tokens would not be trained"
+        f"question {question_id}: the tokens without a label are not the prompt "
+        f"({len(unlabelled_ids)} tokens, the prompt has {len(prompt_ids)}): completion tokens would not be trained"
     )
 
 
-def check_no_prompt_markers(label_ids: Sequence[int], tokens: TokenIds, *, question_id: str) -> None:
+def check_no_prompt_markers(
+    label_ids: Sequence[int], tokens: TokenIds, *, question_id: str
+) -> None:
     """Labels hold no audio token and no start of a turn: both occur in prompts only."""
     for name, token in (("audio", tokens.audio), ("start-of-turn", tokens.turn_open)):
         if token in label_ids:
             raise GateError(
-                f"question {question_id}: an {name} token is in the labels: prompt tokens are trained"
-                if name == "audio"
-                else f"question {question_id}: a {name} token is in the labels: prompt tokens are trained"
+                f"question {question_id}: the labels hold the {name} token: prompt tokens are "
+                "trained, or the completion holds it itself"
             )
 
 
@@ -72,22 +75,22 @@ def check_think_tags(
 ) -> None:
     """One closing tag in the labels, after one opening tag there or in the prompt's last turn.
 
-    Chat templates drop the thinking of an assistant message with list content, so an example that was
-    rendered as a whole conversation fails here.
+    Chat templates drop the thinking of an assistant message with list content, so an example that
+    was rendered as a whole conversation fails here.
     """
     num_closing = list(label_ids).count(tokens.think_close)
     if num_closing != 1:
         raise GateError(
-            f"question {question_id}: {num_closing} </think> tokens in the labels, must be 1: the "
-            "thinking is lost or the tags are not single tokens; append the completion verbatim"
+            f"question {question_id}: {num_closing} </think> tokens in the labels, must be 1: "
+            "the thinking is lost or the tags are not single tokens; append the completion verbatim"
         )
     last_turn = list(prompt_ids)[_after_last(prompt_ids, tokens.turn_open) :]
     before_close = list(label_ids)[: list(label_ids).index(tokens.think_close)]
     num_opening = (last_turn + before_close).count(tokens.think_open)
     if num_opening != 1 or tokens.think_open in list(label_ids)[len(before_close) :]:
         raise GateError(
-            f"question {question_id}: {num_opening} <think> tokens before </think>, must be 1, in the "
-            "completion or at the end of the prompt"
+            f"question {question_id}: {num_opening} <think> tokens before </think>, must be 1, "
+            "in the completion or at the end of the prompt"
         )
 
 
@@ -95,8 +98,8 @@ def check_turn_closed(label_ids: Sequence[int], tokens: TokenIds, *, question_id
     """The labels teach to stop: exactly one end-of-turn token, with at most a newline after it."""
     if list(label_ids).count(tokens.turn_close) != 1 or tokens.turn_close not in label_ids[-2:]:
         raise GateError(
-            f"question {question_id}: the labels must end with one <|im_end|>: the model would not learn "
-            "to stop, or the completion holds the token itself"
+            f"question {question_id}: the labels must end with one <|im_end|>: the model would "
+            "not learn to stop, or the completion holds the token itself"
         )
 
 

@@ -1,24 +1,29 @@
-"""The LoRA linear layer over rows sorted by expert: the one function where all GEMMs of training run.
+"""The LoRA linear layer over rows sorted by expert: the one function where all GEMMs of training
+run.
 
-Not here: routing (routing.py), activation (experts.py). A faster backend (torch grouped_mm, Triton, weights
-decoded from NF4) replaces `grouped_lora_linear` and nothing else. Attention is the case of one expert.
+Not here: routing (routing.py), activation (experts.py). A faster backend (torch grouped_mm, Triton,
+weights decoded from NF4) replaces `grouped_lora_linear` and nothing else. Attention is the case of
+one expert.
 
-Legend: S rows sorted by expert, E experts, I in-features, O out-features, R rank, G branches that share an
-input and an A of G·R rows (gate and up: G = 2).
+Legend: S rows sorted by expert, E experts, I in-features, O out-features, R rank, G branches that
+share an input and an A of G·R rows (gate and up: G = 2).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmar_jobs.qlora.foreign import Context
+
 
 @dataclass(frozen=True, slots=True)
 class LoraFactors:
-    """Factors of G branches: `a` (E, G·R, I), `bs` G tensors (E, O/G, R); `scaling` is alpha / rank over
-    the share of inputs kept. `dropped_SI` is True where the LoRA input is dropped, None without dropout."""
+    """Factors of G branches: `a` (E, G·R, I), `bs` G tensors (E, O/G, R); `scaling` is alpha / rank
+    over the share of inputs kept. `dropped_SI` is True where the LoRA input is dropped, None
+    without dropout.
+    """
 
     a: Tensor
     bs: tuple[Tensor, ...]
@@ -37,12 +42,14 @@ def _spans(counts: list[int]) -> list[tuple[int, slice]]:
 
 
 class _GroupedLoraLinear(torch.autograd.Function):
-    """y[s] = x[s] W_e^T + scaling · drop(x)[s] A_e^T B_e^T. The base weight is frozen: no gradient for it,
-    and its input is not saved. Products accumulate into the output, so no second (S, O) exists."""
+    """y[s] = x[s] W_e^T + scaling · drop(x)[s] A_e^T B_e^T. The base weight is frozen: no gradient
+    for it, and its input is not saved. Products accumulate into the output, so no second (S, O)
+    exists.
+    """
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - torch's own contract: one argument per tensor
-        ctx: Any,  # noqa: ANN401
+    def forward(
+        ctx: Context,
         x_SI: Tensor,
         weight_EOI: Tensor,
         counts: list[int],
@@ -66,7 +73,7 @@ class _GroupedLoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight_EOI, input_SI, dropped_SI, inner_SR, a, *bs = ctx.saved_tensors
         grad_SO, scaling = grads[0].contiguous(), ctx.scaling
         grad_x_SI = torch.empty_like(input_SI)
@@ -96,8 +103,8 @@ def grouped_lora_linear(
 ) -> Tensor:
     """Apply to each block of rows its expert's frozen matrix and its LoRA; returns (S, O).
 
-    `counts[e]` is the number of rows of expert e, in order; their sum is S. Factors are used in the dtype
-    of x; gradients are exact for x and all factors, none is made for the weight.
+    `counts[e]` is the number of rows of expert e, in order; their sum is S. Factors are used in the
+    dtype of x; gradients are exact for x and all factors, none is made for the weight.
     """
     dtype = x_SI.dtype
     bs = [b.to(dtype) for b in lora.bs]
@@ -108,6 +115,8 @@ def grouped_lora_linear(
 
 
 def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
-    """The frozen matrices alone, for a model without LoRA; differentiable by autograd, returns (S, O)."""
+    """The frozen matrices alone, for a model without LoRA; differentiable by autograd, returns (S,
+    O).
+    """
     blocks = [x_SI[rows] @ weight_EOI[expert].T for expert, rows in _spans(counts)]
     return torch.cat(blocks) if blocks else x_SI.new_zeros(0, weight_EOI.shape[1])

@@ -5,18 +5,18 @@ Not here: the processor, quantisation of the experts, saving.
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from mmar_jobs.errors import DataError
+from mmar_jobs.qlora.foreign import Thinker
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken")
 _BLOCK_BYTES = 1 << 22
 
 
-def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401 - transformers is untyped
+def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Thinker:
     """Load text part and towers of a Qwen3-Omni folder: eval mode, every parameter frozen.
 
     Raises DataError when the folder holds no such model.
@@ -37,8 +37,8 @@ def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> A
 def model_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of all weight, config, tokenizer and chat template files.
 
-    Files are taken in the order of their names, so the digest is the same on every machine; a file that
-    is renamed, added or changed in one byte changes it.
+    Files are taken in the order of their names, so the digest is the same on every machine; a file
+    that is renamed, added or changed in one byte changes it.
     """
     paths = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in paths):

@@ -1,6 +1,7 @@
 """Attaching LoRA to a thinker: q, k, v, o of every text layer and every expert's gate, up and down.
 
-Not here: training, files. Router, embeddings, lm_head, norms, audio and vision tower stay as they are.
+Not here: training, files. Router, embeddings, lm_head, norms, audio and vision tower stay as they
+are.
 
 Legend: T tokens, I in-features, O out-features, R rank.
 """
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mmar_jobs.errors import DataError
 from mmar_jobs.qlora.dropout import Dropout
 from mmar_jobs.qlora.experts import BACKEND, ExpertLora, fill_uniform
+from mmar_jobs.qlora.foreign import Thinker
 from mmar_jobs.qlora.grouped import LoraFactors, grouped_lora_linear
 from mmar_jobs.qlora.recipes import LoraRecipe
 
@@ -57,10 +59,11 @@ class LoraLinear(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class LoraModel:
-    """A thinker that carries LoRA. `sites` maps a module's path, "model.layers.0.self_attn.q_proj" or
-    "model.layers.0.mlp.experts", to what holds its factors."""
+    """A thinker that carries LoRA. `sites` maps a module's path, "model.layers.0.self_attn.q_proj"
+    or "model.layers.0.mlp.experts", to what holds its factors.
+    """
 
-    model: Any
+    model: Thinker
     recipe: LoraRecipe
     dropout: Dropout
     sites: dict[str, LoraLinear | ExpertLora]
@@ -96,16 +99,18 @@ def _attach_layer(layer: nn.Module, path: str, holder: LoraModel) -> Iterator[tu
         yield f"{path}.self_attn.{name}", site
     experts = getattr(layer.get_submodule("mlp"), "experts", None)
     if experts is None:
-        raise DataError(f"{path}.mlp has no experts: only models whose layers all have can be trained")
+        raise DataError(
+            f"{path}.mlp has no experts: only models whose layers all have can be trained"
+        )
     experts.lora = ExpertLora(experts, recipe.rank, scaling=recipe.scaling, dropout=dropout)
     yield f"{path}.mlp.experts", experts.lora
 
 
-def attach_lora(model: Any, recipe: LoraRecipe, *, seed: int) -> LoraModel:  # noqa: ANN401 - transformers is untyped
+def attach_lora(model: Thinker, recipe: LoraRecipe, *, seed: int) -> LoraModel:
     """Wrap the thinker's text layers in place; A is drawn from `seed`, B is zero.
 
-    Everything else is frozen. Raises DataError for a model that already carries LoRA or has a text layer
-    without experts.
+    Everything else is frozen. Raises DataError for a model that already carries LoRA or has a text
+    layer without experts.
     """
     model.requires_grad_(requires_grad=False)
     holder = LoraModel(model, recipe, Dropout(recipe.dropout, seed=seed), {})

@@ -1,17 +1,19 @@
 """Cross-entropy of the completion tokens, through the lm_head chunk by chunk, with exact weights.
 
-Not here: which tokens are completion tokens (encode.py), the backward pass through the model (step.py).
+Not here: which tokens are completion tokens (encode.py), the backward pass through the model
+(step.py).
 
 Legend: C completion tokens of a row, H hidden, V vocabulary, N examples of a step.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmar_jobs.qlora.foreign import Context
 from mmar_jobs.qlora.recipes import Weighting
 
 CHUNK_TOKENS: Final = 1024  # 1,024 x 152,064 fp32 logits are 0.6 GB
@@ -20,7 +22,8 @@ CHUNK_TOKENS: Final = 1024  # 1,024 x 152,064 fp32 logits are 0.6 GB
 def token_coefficients(
     weights: Sequence[float], num_tokens: Sequence[int], weighting: Weighting
 ) -> list[float]:
-    """What each completion token of each of a step's N examples counts, so that the loss is a plain sum.
+    """What each completion token of each of a step's N examples counts, so that the loss is a plain
+    sum.
 
     "example": w_i / (n_i · sum w), the batch-1 x accumulation-N mean of per-example means. "token":
     w_i / sum_j w_j n_j, the weighted mean over all tokens.
@@ -33,12 +36,13 @@ def token_coefficients(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """sum_c coefficient_c · nll_c; the gradient for the hidden states is made in the forward pass, so
-    that no chunk's logits outlive the chunk. The lm_head is frozen and gets none."""
+    """sum_c coefficient_c · nll_c; the gradient for the hidden states is made in the forward pass,
+    so that no chunk's logits outlive the chunk. The lm_head is frozen and gets none.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401 - torch's own contract
+        ctx: Context,
         hidden_CH: Tensor,
         head_VH: Tensor,
         target_C: Tensor,
@@ -62,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401 - torch's own contract
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_CH,) = ctx.saved_tensors
         return grad_CH * grads[0].to(grad_CH.dtype), None, None, None
 
@@ -70,9 +74,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden_CH: Tensor, head_VH: Tensor, target_C: Tensor, coefficient_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted loss (scalar, nats) and each token's negative log-likelihood (C, no gradient).
+    """Return the weighted loss (scalar, nats) and each token's negative log-likelihood (C, no
+    gradient).
 
-    `hidden_CH[c]` is the final hidden state that predicts `target_C[c]`. Coefficients are fp32 (or fp64).
+    `hidden_CH[c]` is the final hidden state that predicts `target_C[c]`. Coefficients are fp32 (or
+    fp64).
     """
     loss, nll_C = _LinearCrossEntropy.apply(hidden_CH, head_VH, target_C, coefficient_C)  # type: ignore[no-untyped-call]
     return loss, nll_C

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmar_jobs.errors import DataError
 from mmar_jobs.qlora.export import from_expert_fastest, read_adapter
+from mmar_jobs.qlora.foreign import Thinker
 
 _ATTENTION: Final = re.compile(r"base_model\.model\.(.*self_attn\.\w+)\.lora_A\.weight")
 _EXPERTS: Final = re.compile(r"base_model\.model\.(.*mlp\.experts)\.lora_A\.weight")
@@ -81,7 +82,7 @@ def read_pairs(folder: Path) -> dict[str, Pair]:
 
 
 @torch.no_grad()
-def merge_adapter(model: Any, adapter_folder: Path) -> None:  # noqa: ANN401 - transformers is untyped
+def merge_adapter(model: Thinker, adapter_folder: Path) -> None:
     """Add an exported adapter to a thinker's weights in place; the model must not carry LoRA."""
     pairs = read_pairs(adapter_folder)
     for index, layer in enumerate(model.model.layers):
@@ -103,8 +104,8 @@ def merge_adapter(model: Any, adapter_folder: Path) -> None:  # noqa: ANN401 - t
 def merge_to_folder(base_folder: Path, adapter_folder: Path, out_folder: Path) -> None:
     """Write a complete merged model folder: same files, names, shapes and dtypes as the base.
 
-    One shard is in memory at a time; weights are written last. Raises DataError when the adapter names
-    a projection that the base lacks.
+    One shard is in memory at a time; weights are written last. Raises DataError when the adapter
+    names a projection that the base lacks.
     """
     pairs = read_pairs(adapter_folder)
     out_folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +123,7 @@ def merge_to_folder(base_folder: Path, adapter_folder: Path, out_folder: Path) -
 def _merge_shard(source: Path, target: Path, pairs: dict[str, Pair]) -> None:
     merged: dict[str, Tensor] = {}
     with safe_open(source, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a dict
+        for name in file.keys():
             tensor = file.get_tensor(name)
             projection = name.removeprefix(_ORIGINAL_PREFIX).removesuffix(".weight")
             pair = pairs.pop(projection, None)
@@ -140,4 +141,6 @@ def _take(pairs: dict[str, Pair], projection: str) -> Pair:
 
 def _check_all_used(pairs: dict[str, Pair]) -> None:
     if pairs:
-        raise DataError(f"the base lacks {len(pairs)} projections of the adapter, first {min(pairs)}")
+        raise DataError(
+            f"the base lacks {len(pairs)} projections of the adapter, first {min(pairs)}"
+        )

@@ -1,7 +1,7 @@
 """Packing a step's examples into rows of at most the token budget.
 
-Not here: encoding (encode.py), the forward pass over a row (step.py). Examples are never cut: one that
-is longer than a row is dropped and counted.
+Not here: encoding (encode.py), the forward pass over a row (step.py). Examples are never cut: one
+that is longer than a row is dropped and counted.
 
 Legend: S tokens of a row (or of one example), C completion tokens of a row.
 """
@@ -17,8 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TrainRow:
-    """One encoded example. `input_ids_S` is prompt then completion; the first `num_prompt_tokens` of it
-    have no label. `audio_sha256` names the clip whose embeddings stand in for the audio tokens."""
+    """One encoded example. `input_ids_S` is prompt then completion; the first `num_prompt_tokens`
+    of it have no label. `audio_sha256` names the clip whose embeddings stand in for the audio
+    tokens.
+    """
 
     question_id: str
     input_ids_S: Tensor
@@ -41,9 +43,9 @@ class TrainRow:
 class PackedRow:
     """Several examples end to end. `members` indexes the step's examples in row order.
 
-    `position_ids_4_1_S`: four equal rows that restart at each example (text, then mrope's time, height,
-    width, which are the same for text and audio). `predict_C` is where the hidden states stand that
-    predict `target_C`; `owner_C` indexes the step's examples.
+    `position_ids_4_1_S`: four equal rows that restart at each example (text, then mrope's time,
+    height, width, which are the same for text and audio). `predict_C` is where the hidden states
+    stand that predict `target_C`; `owner_C` indexes the step's examples.
     """
 
     members: tuple[int, ...]
@@ -73,7 +75,8 @@ def digest_rows(rows: Sequence[TrainRow]) -> str:
 def schedule_steps(
     num_rows: int, *, examples_per_step: int, num_epochs: int, seed: int
 ) -> list[list[int]]:
-    """Which examples each optimizer step takes; an epoch is a permutation of its own, drawn from `seed`.
+    """Which examples each optimizer step takes; an epoch is a permutation of its own, drawn from
+    `seed`.
 
     The last step of an epoch may be smaller; every example is seen exactly once per epoch.
     """
@@ -110,8 +113,9 @@ def pack(rows: Sequence[TrainRow], token_budget: int) -> Iterator[PackedRow]:
 
 
 def pack_row(rows: Sequence[TrainRow], members: Sequence[int]) -> PackedRow:
-    """Lay `members` end to end. The first token of an example is never predicted by its neighbour: a
-    completion starts after a prompt of at least one token."""
+    """Lay `members` end to end. The first token of an example is never predicted by its neighbour:
+    a completion starts after a prompt of at least one token.
+    """
     lengths = [rows[member].num_tokens for member in members]
     positions_S = torch.cat([torch.arange(length) for length in lengths])
     predict, target, owner, start = [], [], [], 0

@@ -49,9 +49,10 @@ class LoraRecipe:
 class TrainRecipe:
     """How the adapter is fitted. `token_budget` counts tokens of one packed row.
 
-    `weighting`: "example" is sum_i w_i mean_nll_i / sum_i w_i over the examples of a step, "token" is
-    sum_i w_i sum_nll_i / sum_i w_i n_i. `warmup_fraction` and `decay` shape the learning rate over all
-    steps. `checkpoint_every_steps` is placement: it does not change the result and is not hashed.
+    `weighting`: "example" is sum_i w_i mean_nll_i / sum_i w_i over the examples of a step, "token"
+    is sum_i w_i sum_nll_i / sum_i w_i n_i. `warmup_fraction` and `decay` shape the learning rate
+    over all steps. `checkpoint_every_steps` is placement: it does not change the result and is not
+    hashed.
     """
 
     learning_rate: float

@@ -1,16 +1,18 @@
 """Sorting routed rows by expert and bringing them back, with gathers in both directions.
 
-Not here: what the experts do (experts.py). Gathers by a permutation and its inverse replace index_put and
-index_add: those are serial on CPU, atomic on CUDA, and give other bits on every run there.
+Not here: what the experts do (experts.py). Gathers by a permutation and its inverse replace
+index_put and index_add: those are serial on CPU, atomic on CUDA, and give other bits on every run
+there.
 
 Legend: T tokens, K experts per token, S = T·K routed rows sorted by expert, H hidden.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmar_jobs.qlora.foreign import Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,12 @@ def sort_by_expert(top_k_index_TK: Tensor, num_experts: int) -> Routing:
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TH: Tensor, routing: Routing) -> Tensor:  # noqa: ANN401 - torch's own contract
+    def forward(ctx: Context, x_TH: Tensor, routing: Routing) -> Tensor:
         ctx.routing = routing
         return x_TH.index_select(0, routing.order_S // routing.experts_per_token)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's own contract
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
         routing: Routing = ctx.routing
         rows_SH = grads[0].index_select(0, routing.place_S)
         return rows_SH.view(-1, routing.experts_per_token, rows_SH.shape[-1]).sum(1), None
@@ -48,12 +50,12 @@ class _Dispatch(torch.autograd.Function):
 
 class _Unsort(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_SH: Tensor, routing: Routing) -> Tensor:  # noqa: ANN401 - torch's own contract
+    def forward(ctx: Context, rows_SH: Tensor, routing: Routing) -> Tensor:
         ctx.routing = routing
         return rows_SH.index_select(0, routing.place_S)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's own contract
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0].index_select(0, ctx.routing.order_S), None
 
 

@@ -78,7 +78,8 @@ def row_loss(
     coefficients: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """This row's part of the step's loss, and the (C,) token losses; `coefficients` as of
-    token_coefficients, one per example of the step."""
+    token_coefficients, one per example of the step.
+    """
     hidden_SH = row_hidden(lora, rows, packed, audio)
     device = hidden_SH.device
     coefficient_C = torch.tensor(coefficients, dtype=torch.float32)[packed.owner_C].to(device)
@@ -113,7 +114,7 @@ def build_optimizer(
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(factors, fused=True, **options)  # type: ignore[arg-type]
     try:
-        import bitsandbytes  # noqa: PLC0415 - only on machines with a GPU
+        import bitsandbytes
     except ImportError as error:
         raise SettingsError(
             "optimizer adamw8bit needs bitsandbytes, which is not installed: choose adamw"
@@ -131,7 +132,9 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     step: int,
 ) -> StepResult:
-    """Train on `rows`, the examples of optimizer step number `step`; raises GateError when not finite."""
+    """Train on `rows`, the examples of optimizer step number `step`; raises GateError when not
+    finite.
+    """
     coefficients = token_coefficients(
         [row.weight for row in rows], [row.num_labels for row in rows], recipe.weighting
     )

@@ -1,4 +1,5 @@
-"""Fitting an adapter: every step in order, checkpoints, and the gates that nothing trained cannot pass.
+"""Fitting an adapter: every step in order, checkpoints, and the gates that nothing trained cannot
+pass.
 
 Not here: one step (step.py), which examples (stages/train), where checkpoints live.
 """
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmar_jobs.errors import GateError, TryAgain
-from mmar_jobs.qlora.audit import audit, audio_tower_digest, check_audit
+from mmar_jobs.qlora.audit import audio_tower_digest, audit, check_audit
 from mmar_jobs.qlora.checkpoint import Checkpoints, Progress, dump_state, restore_state
 from mmar_jobs.qlora.lora import LoraModel
 from mmar_jobs.qlora.packing import TrainRow, digest_rows, schedule_steps, split_over_long
@@ -25,7 +26,8 @@ OnStep = Callable[[int, int, StepResult], None]
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """What a training run did. Losses in nats; `seconds` is the time in steps over all attempts;
-    `num_tokens` counts all tokens of all forward passes, `num_dropped` the over-long examples."""
+    `num_tokens` counts all tokens of all forward passes, `num_dropped` the over-long examples.
+    """
 
     num_steps: int
     num_examples: int
@@ -67,10 +69,10 @@ def train(
 ) -> TrainResult:
     """Fit the factors in place; resumes from `checkpoints.latest()`.
 
-    `on_step(step, num_steps, result)` is called after each step, counted from 1; it may raise TryAgain
-    (preempted): the state is saved first. On CPU the result of a resumed run is the same bit for bit.
-    Raises GateError when nothing can be or was trained, when something frozen changed, or on a loss
-    that is not finite.
+    `on_step(step, num_steps, result)` is called after each step, counted from 1; it may raise
+    TryAgain (preempted): the state is saved first. On CPU the result of a resumed run is the same
+    bit for bit. Raises GateError when nothing can be or was trained, when something frozen changed,
+    or on a loss that is not finite.
     """
     kept, num_dropped = split_over_long(rows, recipe.token_budget)
     if not kept:
@@ -160,9 +162,7 @@ class _Run:
         return result
 
     def _save(self, checkpoints: Checkpoints) -> None:
-        data = dump_state(
-            self.lora, self.optimizer, self.progress, fingerprint=self.fingerprint
-        )
+        data = dump_state(self.lora, self.optimizer, self.progress, fingerprint=self.fingerprint)
         checkpoints.save(self.progress.num_steps, data)
 
 
@@ -180,7 +180,9 @@ class _Before:
             raise GateError("nothing was trained: the adapter is what it was before the first step")
         for name, factor in lora.factors().items():
             if name.endswith("_B") and not factor.detach().any():
-                raise GateError(f"{name} is still zero after training: this projection was not trained")
+                raise GateError(
+                    f"{name} is still zero after training: this projection was not trained"
+                )
         now = _frozen_versions(lora)
         changed = [name for name, version in self._frozen.items() if now.get(name) != version]
         if changed:
