@@ -41,7 +41,9 @@ class Artifact:
         """One shard's bytes; a GateError names the shard when they are not what was written."""
         shard = next((shard for shard in self.manifest.shards if shard.name == name), None)
         if shard is None:
-            raise DataError(f"artifact {self.key} has no shard {name}: its manifest does not list it")
+            raise DataError(
+                f"artifact {self.key} has no shard {name}: its manifest does not list it"
+            )
         data = self.store.read(f"{self.key}/{name}")
         if sha256(data) != shard.sha256:
             raise _damaged(self, name)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.manifest import sha256
 from mmar_jobs.records import Question
-from mmar_jobs.store import read_uri
+from mmar_jobs.store import open_store, read_uri
+from mmar_jobs.store.uri import relative_key
 
 SAMPLE_RATE_HZ: Final = 16_000
 HOP_LENGTH: Final = 160
@@ -100,7 +101,9 @@ def decode(data: bytes, name: str) -> Clip:
         mono = librosa.resample(mono, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
     duration_s = len(mono) / SAMPLE_RATE_HZ
     if duration_s < MIN_CLIP_S:
-        raise DataError(f"audio file {name} lasts {duration_s:.3f} s, at least {MIN_CLIP_S} s needed")
+        raise DataError(
+            f"audio file {name} lasts {duration_s:.3f} s, at least {MIN_CLIP_S} s needed"
+        )
     return Clip(mono.astype(np.float32, copy=False), duration_s, rate_hz, channels)
 
 
@@ -126,8 +129,10 @@ def _check_riff_length(data: bytes, name: str) -> None:
 class ClipReader:
     """Reads the clips of questions, checks that each is the file that ingest saw, keeps the last few."""
 
-    def __init__(self, audio_root: str, *, endpoint_url: str | None = None, num_kept: int = 256):
-        self.audio_root = audio_root
+    def __init__(
+        self, audio_root: str, *, endpoint_url: str | None = None, num_kept: int = 256
+    ) -> None:
+        self._root = open_store(audio_root, endpoint_url=endpoint_url)
         self._endpoint_url = endpoint_url
         self._num_kept = num_kept
         self._kept: OrderedDict[str, Clip] = OrderedDict()
@@ -152,7 +157,9 @@ class ClipReader:
 
     def read_bytes(self, question: Question) -> bytes:
         """The undecoded file of a question."""
-        return read_uri(question.audio, root=self.audio_root, endpoint_url=self._endpoint_url)
+        if "://" in question.audio:
+            return read_uri(question.audio, endpoint_url=self._endpoint_url)
+        return self._root.read(relative_key(question.audio))
 
 
 def canary_clip() -> Clip:

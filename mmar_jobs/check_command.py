@@ -42,14 +42,18 @@ def validate(arguments: Sequence[str]) -> int:
 
 def score_predictions(arguments: Sequence[str]) -> int:
     """Print official and strict accuracy with 95 % intervals, by category and sub-category."""
-    parser = _Parser("mmar-jobs score", description="Accuracy of predictions, with 95 %% intervals.")
+    parser = _Parser(
+        "mmar-jobs score", description="Accuracy of predictions, with 95 %% intervals."
+    )
     parser.add_argument(
         "predictions",
         metavar="PREDICTIONS",
         help="submission zip, or JSONL rows with id and answer_prediction; path or URI",
     )
     _add_meta(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object (default: a table)")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object (default: a table)"
+    )
     chosen = parser.parse_args(arguments)
     answers = read_predictions(read_uri(chosen.predictions), chosen.predictions)
     scored = score(answers, read_meta(chosen.meta))
@@ -60,7 +64,9 @@ def score_predictions(arguments: Sequence[str]) -> int:
 
 def _add_meta(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--meta", required=True, help="benchmark questions (MMAR-meta.jsonl), path or URI (required)"
+        "--meta",
+        required=True,
+        help="benchmark questions (MMAR-meta.jsonl), path or URI (required)",
     )
 
 

@@ -39,7 +39,9 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         _say(f"mmar-jobs {name}: interrupted: run the same command again, finished work is kept")
         return int(ExitCode.TRY_AGAIN)
     except MemoryError:
-        _say(f"mmar-jobs {name}: out of memory: lower --engine.rows-per-batch or --optim.token-budget")
+        _say(
+            f"mmar-jobs {name}: out of memory: lower --engine.rows-per-batch or --optim.token-budget"
+        )
         return int(ExitCode.TRY_AGAIN)
 
 
@@ -75,7 +77,8 @@ def _run_stage(name: str, command: Any, edges: Edges) -> Artifact | None:
     if name == "run":
         return _run(command, edges)
     if name == "report":
-        return _report(command, edges)
+        _report(command, edges)
+        return None
     from importlib import import_module  # noqa: PLC0415 - one stage's imports, not all stages'
 
     stage = import_module(f"mmar_jobs.stages.{name}")
@@ -86,10 +89,11 @@ def _run_stage(name: str, command: Any, edges: Edges) -> Artifact | None:
 
 
 def _run(command: settings.RunCommand, edges: Edges) -> Artifact:
-    from mmar_jobs import loop, report, summary  # noqa: PLC0415 - heavy
+    from mmar_jobs import loop, summary  # noqa: PLC0415 - heavy
+    from mmar_jobs.report import write_report  # noqa: PLC0415 - matplotlib
 
     submission = loop.run(command, edges, on_iteration=lambda _: None)
-    html = report.write_report(edges.store, command.run_id)
+    html = write_report(edges.store, command.run_id)
     Console().print(summary.table(edges.store, command.run_id))
     if command.output is not None:
         _copy(submission.read_bytes("submission.zip"), command.output / "submission.zip")
@@ -98,9 +102,9 @@ def _run(command: settings.RunCommand, edges: Edges) -> Artifact:
 
 
 def _report(command: settings.ReportCommand, edges: Edges) -> None:
-    from mmar_jobs import report  # noqa: PLC0415 - matplotlib
+    from mmar_jobs.report import write_report  # noqa: PLC0415 - matplotlib
 
-    html = report.write_report(edges.store, command.run_id)
+    html = write_report(edges.store, command.run_id)
     if command.output is not None:
         _copy(html, command.output)
 
@@ -110,7 +114,9 @@ def _copy(data: bytes, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     except OSError as error:
-        raise SettingsError(f"cannot write {path}: {error.strerror}; choose another --output") from None
+        raise SettingsError(
+            f"cannot write {path}: {error.strerror}; choose another --output"
+        ) from None
     sys.stdout.write(f"{path}\n")
 
 

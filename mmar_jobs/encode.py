@@ -27,7 +27,7 @@ class EncodedPrompt:
     num_audio_tokens: int
 
 
-def load_processor(folder: Path) -> Any:  # noqa: ANN401 - transformers is untyped
+def load_processor(folder: Path) -> Any:
     """The model's own processor; a DataError when `folder` holds none."""
     try:
         return Qwen3OmniMoeProcessor.from_pretrained(folder, local_files_only=True)
@@ -36,7 +36,7 @@ def load_processor(folder: Path) -> Any:  # noqa: ANN401 - transformers is untyp
         raise DataError(f"{folder} holds no Qwen3-Omni processor: {reason}") from error
 
 
-def encode_prompt(processor: Any, prompt: Prompt, clip: Clip, *, question_id: str) -> EncodedPrompt:  # noqa: ANN401
+def encode_prompt(processor: Any, prompt: Prompt, clip: Clip, *, question_id: str) -> EncodedPrompt:
     """Render the chat template up to the assistant's turn and encode text and sound.
 
     Clips are encoded one by one: in a padded batch the last mel frame of the shorter clips would

@@ -4,7 +4,7 @@ Not here: what a stage does. argo/ holds the same order for a cluster.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mmar_jobs.artifact import Artifact
 from mmar_jobs.errors import PromotionRefused
@@ -20,7 +20,8 @@ from mmar_jobs.settings import (
     SubmitCommand,
     TrainCommand,
 )
-from mmar_jobs.stages import Edges, evaluate, filter, generate, infer, ingest, submit, train
+from mmar_jobs.stages import Edges, evaluate, generate, infer, ingest, submit, train
+from mmar_jobs.stages import filter as filter_
 from mmar_jobs.verdict import Decision
 
 C = TypeVar("C", bound=Command)
@@ -31,7 +32,7 @@ def run(command: RunCommand, edges: Edges, *, on_iteration: Callable[[int], None
     ingest.run(_stage(IngestCommand, command), edges)
     for iteration in range(1, command.iterations + 1):
         generate.run(_stage(GenerateCommand, command, iteration=iteration), edges)
-        filter.run(_stage(FilterCommand, command, iteration=iteration), edges)
+        filter_.run(_stage(FilterCommand, command, iteration=iteration), edges)
         train.run(_stage(TrainCommand, command, iteration=iteration), edges)
         settings = _stage(EvaluateCommand, command, iteration=iteration, fail_on_refusal=False)
         verdict = evaluate.read_verdict(evaluate.run(settings, edges))
@@ -53,4 +54,4 @@ def _stage(kind: type[C], command: RunCommand, **values: Any) -> C:
         for name in kind.model_fields
         if name in RunCommand.model_fields and name not in values
     }
-    return kind.model_construct(**shared, **values)
+    return cast(C, kind.model_construct(**shared, **values))

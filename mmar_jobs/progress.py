@@ -4,8 +4,7 @@ Not here: logs (logs.py), which carry the same numbers for machines.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -18,24 +17,15 @@ from rich.progress import (
 )
 
 Advance = Callable[[int], None]
-
-
-class Tracker(Protocol):
-    """Opens one bar; the context gives the function that advances it."""
-
-    def __call__(self, label: str, total: int) -> "_Bar": ...
-
-
-class _Bar(Protocol):
-    def __enter__(self) -> Advance: ...
-    def __exit__(self, *args: object) -> bool | None: ...
+# Opens one bar, by label and total; the context gives the function that advances it.
+Tracker = Callable[[str, int], AbstractContextManager[Advance]]
 
 
 @contextmanager
 def no_bar(label: str, total: int) -> Iterator[Advance]:
     """A bar that shows nothing."""
     del label, total
-    yield lambda num_done: None
+    yield lambda _: None
 
 
 def bars(console: Console) -> Tracker:

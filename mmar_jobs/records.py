@@ -49,7 +49,9 @@ class Question(Record):
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
         if not MIN_CHOICES <= len(self.choices) <= MAX_CHOICES:
-            raise ValueError(f"needs {MIN_CHOICES} to {MAX_CHOICES} choices, has {len(self.choices)}")
+            raise ValueError(
+                f"needs {MIN_CHOICES} to {MAX_CHOICES} choices, has {len(self.choices)}"
+            )
         if any(not choice.strip() for choice in self.choices):
             raise ValueError("has an empty choice")
         if len({canonical(choice) for choice in self.choices}) != len(self.choices):

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -60,7 +60,9 @@ class DataRecipe(Group):
     max_clip_s: Annotated[float, _help("longest clip, seconds; longer ones are bad rows")] = 30.0
     contamination: Annotated[
         Literal["refuse", "drop"],
-        _help("a training question that shares audio, id or source with the benchmark: refuse, drop"),
+        _help(
+            "a training question that shares audio, id or source with the benchmark: refuse, drop"
+        ),
     ] = "refuse"
     seed: Annotated[int, _help("seed of the split by audio")] = 0
 
@@ -73,13 +75,17 @@ class SamplingRecipe(Group):
         bool, _help("draw K in blocks (K/4, K/4, K/2), stop once a question is settled")
     ] = False
     temperature: Annotated[float, Field(gt=0, description="softmax temperature")] = 0.9
-    top_p: Annotated[Fraction, _help("nucleus: smallest set of tokens with this probability")] = 0.95
+    top_p: Annotated[Fraction, _help("nucleus: smallest set of tokens with this probability")] = (
+        0.95
+    )
     top_k: Annotated[CountOrZero, _help("keep the k likeliest tokens; 0 keeps all")] = 0
     repetition_penalty: Annotated[float, Field(gt=0, description="1 is none")] = 1.0
     max_tokens: Annotated[Count, _help("longest completion, tokens")] = 6000
     questions_per_iteration: Annotated[
         CountOrZero,
-        _help("fresh questions each iteration takes from the training split; 0 takes all each time"),
+        _help(
+            "fresh questions each iteration takes from the training split; 0 takes all each time"
+        ),
     ] = 0
     questions_per_shard: Annotated[Count, _help("questions per durable shard")] = 32
     seed: Annotated[int, _help("seed of every draw")] = 0
@@ -88,8 +94,8 @@ class SamplingRecipe(Group):
 class ZoneWeights(Group):
     """Weight of a training example by its question's learning zone; 0 leaves the zone out."""
 
-    hard: Annotated[float, Field(ge=0, description="0 < rate < 1/3")] = 1.0
-    medium: Annotated[float, Field(ge=0, description="1/3 <= rate < 2/3")] = 1.0
+    hard: Annotated[float, Field(ge=0, description="0 < rate <= 1/3")] = 1.0
+    medium: Annotated[float, Field(ge=0, description="1/3 < rate < 2/3")] = 1.0
     easy: Annotated[float, Field(ge=0, description="2/3 <= rate < 1")] = 1.0
     mastered: Annotated[float, Field(ge=0, description="rate 1")] = 0.0
 
@@ -97,7 +103,9 @@ class ZoneWeights(Group):
 class FilterRecipe(Group):
     """Filter: which candidates become examples (recipe)."""
 
-    strategy: Annotated[Literal["top_k", "all"], _help("correct candidates kept per question")] = "top_k"
+    strategy: Annotated[Literal["top_k", "all"], _help("correct candidates kept per question")] = (
+        "top_k"
+    )
     top_k: Annotated[Count, _help("candidates kept per question by top_k")] = 3
     min_valid: Annotated[Count, _help("valid attempts below which a question is undecided")] = 4
     weights: ZoneWeights = ZoneWeights()
@@ -123,25 +131,41 @@ class OptimSettings(Group):
     ] = (2e-5, 1e-5, 5e-6)
     num_epochs: Annotated[Count, _help("passes over the examples")] = 1
     examples_per_step: Annotated[Count, _help("examples per optimiser step")] = 8
-    token_budget: Annotated[Count, _help("tokens per packed row; longer examples are dropped")] = 8192
+    token_budget: Annotated[Count, _help("tokens per packed row; longer examples are dropped")] = (
+        8192
+    )
     weighting: Annotated[
         Literal["example", "token"], _help("mean over examples, or over all their tokens")
     ] = "example"
-    optimizer: Annotated[Literal["adamw", "adamw8bit"], _help("adamw8bit needs bitsandbytes")] = "adamw"
+    optimizer: Annotated[Literal["adamw", "adamw8bit"], _help("adamw8bit needs bitsandbytes")] = (
+        "adamw"
+    )
     betas: Annotated[tuple[float, float], _help("AdamW betas")] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0, description="AdamW weight decay")] = 0.0
-    warmup_fraction: Annotated[Fraction, _help("share of the steps with rising learning rate")] = 0.05
-    max_grad_norm: Annotated[float, Field(gt=0, description="gradient norm is clipped to this")] = 1.0
+    warmup_fraction: Annotated[Fraction, _help("share of the steps with rising learning rate")] = (
+        0.05
+    )
+    max_grad_norm: Annotated[float, Field(gt=0, description="gradient norm is clipped to this")] = (
+        1.0
+    )
     seed: Annotated[int, _help("seed of LoRA's first weights, dropout and order")] = 0
 
 
 class GateRecipe(Group):
     """Evaluate: when a child is promoted (recipe)."""
 
-    alpha: Annotated[Fraction, _help("largest paired p-value (exact McNemar) that promotes")] = 0.05
-    min_gain: Annotated[float, _help("smallest gain in accuracy that promotes, 0 to 1")] = 0.0
+    alpha: Annotated[Fraction, _help("the paired p-value (exact McNemar) must be below this")] = (
+        0.05
+    )
+    min_gain: Annotated[Fraction, _help("gain in accuracy that a child must exceed, 0 to 1")] = 0.0
+    regression_alpha: Annotated[
+        Fraction,
+        _help("a category worse with a Holm-adjusted p-value below this refuses the child"),
+    ] = 0.05
     patience: Annotated[Count, _help("refusals in a row after which the loop stops")] = 2
-    muted_control: Annotated[bool, _help("also ask the child with muted audio; deaf is refused")] = True
+    muted_control: Annotated[
+        bool, _help("also ask the child with muted audio; deaf is refused")
+    ] = True
 
 
 class InferRecipe(Group):
@@ -190,10 +214,12 @@ class Command(BaseSettings):
     store: Annotated[str, _help("folder, file:// or s3://bucket/prefix that holds all artifacts")]
     run_id: Annotated[RunId, _help("name of the run, a DNS label of at most 40 characters")]
     endpoint_url: Annotated[str | None, _help("S3 endpoint, for servers other than AWS")] = None
-    log_format: Annotated[Literal["auto", "json", "console"], _help("auto: console on a TTY")] = "auto"
+    log_format: Annotated[Literal["auto", "json", "console"], _help("auto: console on a TTY")] = (
+        "auto"
+    )
 
     @classmethod
-    def settings_customise_sources(  # noqa: PLR0913 - pydantic-settings' own signature
+    def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
@@ -226,7 +252,9 @@ class _FileSource(PydanticBaseSettingsSource):
             raise SettingsError(f"--config {path} is not TOML: {error}") from None
         for name in flatten(values):
             check_name(name, f"--config {path}")
-        return {key: value for key, value in values.items() if key in self.settings_cls.model_fields}
+        return {
+            key: value for key, value in values.items() if key in self.settings_cls.model_fields
+        }
 
 
 C = TypeVar("C", bound=Command)

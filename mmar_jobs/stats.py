@@ -115,7 +115,7 @@ def minimum_detectable_gain(
     if discordant_rate == 0 or not is_detectable(discordant_rate):
         return None
     low, high = 0.0, discordant_rate
-    while high - low > 1e-9:  # noqa: PLR2004  # far below one item in any benchmark
+    while high - low > 1e-9:  # far below one item in any benchmark
         middle = (low + high) / 2
         low, high = (low, middle) if is_detectable(middle) else (middle, high)
     return high

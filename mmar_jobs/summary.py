@@ -5,7 +5,7 @@ Not here: the HTML report (report/).
 
 from rich.table import Table
 
-from mmar_jobs.artifact import Artifact, find_artifact
+from mmar_jobs.artifact import Artifact, find_artifact, require_artifact
 from mmar_jobs.layout import adapter_key, candidates_key, examples_key, verdict_key
 from mmar_jobs.lineage import VERDICT
 from mmar_jobs.store import Store
@@ -28,7 +28,9 @@ _COLUMNS = (
 
 def table(store: Store, run_id: str) -> Table:
     """The iterations of a run with what each stage counted and measured."""
-    made = Table(title=f"run {run_id}", caption="accuracy on held-out questions, same for both models")
+    made = Table(
+        title=f"run {run_id}", caption="accuracy on held-out questions, same for both models"
+    )
     for name, justify in _COLUMNS:
         made.add_column(name, justify=justify)  # type: ignore[arg-type]
     iteration = 1
@@ -39,10 +41,9 @@ def table(store: Store, run_id: str) -> Table:
 
 
 def _row(store: Store, run_id: str, iteration: int, artifact: Artifact) -> list[str]:
-    candidates = find_artifact(store, candidates_key(run_id, iteration))
-    examples = find_artifact(store, examples_key(run_id, iteration))
-    adapter = find_artifact(store, adapter_key(run_id, iteration))
-    assert candidates and examples and adapter, "a verdict comes after all of these"
+    candidates = require_artifact(store, candidates_key(run_id, iteration), stage="generate")
+    examples = require_artifact(store, examples_key(run_id, iteration), stage="filter")
+    adapter = require_artifact(store, adapter_key(run_id, iteration), stage="train")
     counts = examples.manifest.counts
     loss = adapter.manifest.metrics
     verdict = Verdict.model_validate(artifact.read_json(VERDICT)["verdict"])

@@ -18,14 +18,14 @@ from transformers.masking_utils import sdpa_mask
 NAME: Final = "mmar_grouped_sdpa"
 
 
-def grouped_sdpa(  # noqa: PLR0913 - transformers' own signature
+def grouped_sdpa(
     module: torch.nn.Module,
     query_RHSD: Tensor,
     key_RKLD: Tensor,
     value_RKLD: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **kwargs: Any,  # noqa: ANN401
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention function in transformers' form; returns (R, S, H, D)."""
     rows, num_heads, num_queries, head_dim = query_RHSD.shape

@@ -52,8 +52,8 @@ class LocalEngine:
 
     def __init__(
         self,
-        model: Any,  # noqa: ANN401 - transformers is untyped
-        processor: Any,  # noqa: ANN401
+        model: Any,
+        processor: Any,
         identity: ModelIdentity,
         *,
         rows_per_batch: int,
@@ -154,7 +154,9 @@ class LocalEngine:
         self, encoded: Sequence[EncodedPrompt], input_ids_BS: Tensor, mask_BS: Tensor
     ) -> tuple[DynamicCache, Tensor]:
         """Fill a cache with the prompts; returns it and the logits (B, V) of the first token."""
-        clips = [MelFeatures(str(index), prompt.features_MF) for index, prompt in enumerate(encoded)]
+        clips = [
+            MelFeatures(str(index), prompt.features_MF) for index, prompt in enumerate(encoded)
+        ]
         audio_NH = torch.cat(
             embed_clips(self._model, clips, [prompt.num_audio_tokens for prompt in encoded])
         )

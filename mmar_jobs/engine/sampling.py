@@ -51,7 +51,9 @@ class TokenChooser:
         of these rows among the seeds, `position` the index of the token within the completion.
         """
         logprobs_RV = torch.log_softmax(logits_RV.float(), dim=-1)
-        scores_RV = self._warp(history, logits_RV.float()) if self._warp else logits_RV.float()
+        scores_RV: Tensor = logits_RV.float()
+        for warp in self._warp:
+            scores_RV = warp(history, scores_RV)
         if self._greedy:
             chosen_R = scores_RV.argmax(dim=-1)
         else:

@@ -13,7 +13,15 @@ from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
 from mmar_jobs.errors import PromotionRefused
 from mmar_jobs.layout import answers_key, questions_key, verdict_key
-from mmar_jobs.lineage import VERDICT, Model, all_verdicts, as_record, check_base, child_of, parent_of
+from mmar_jobs.lineage import (
+    VERDICT,
+    Model,
+    all_verdicts,
+    as_record,
+    check_base,
+    child_of,
+    parent_of,
+)
 from mmar_jobs.manifest import canonical_json
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.qlora.load import model_digest
@@ -40,8 +48,14 @@ def run(command: EvaluateCommand, edges: Edges) -> Artifact:
     exam = _Exam(command, edges, questions, base_digest)
     parent_answers = exam.answers(parent, "parent")
     child_answers = exam.answers(child, "child")
-    muted_answers = exam.answers(child, "child, muted", muted=True) if command.gate.muted_control else None
-    inputs = {"questions": questions.digest, "parent": parent_answers.digest, "child": child_answers.digest}
+    muted_answers = (
+        exam.answers(child, "child, muted", muted=True) if command.gate.muted_control else None
+    )
+    inputs = {
+        "questions": questions.digest,
+        "parent": parent_answers.digest,
+        "child": child_answers.digest,
+    }
     if muted_answers is not None:
         inputs["muted"] = muted_answers.digest
     draft = begin(
@@ -71,7 +85,9 @@ def run(command: EvaluateCommand, edges: Edges) -> Artifact:
     }
     draft.write_bytes(VERDICT, canonical_json(content))
     edges.log.info(
-        "verdict_reached", iteration=command.iteration, decision=verdict.decision.value,
+        "verdict_reached",
+        iteration=command.iteration,
+        decision=verdict.decision.value,
         reason="; ".join(verdict.reasons),
     )
     finished = draft.finish(
@@ -130,13 +146,20 @@ class _Exam:
             clips = ClipReader(root, endpoint_url=command.endpoint_url)
             label = f"iteration {command.iteration}: held-out, {who}"
             names = Asker(engine, clips, self.edges, asking).ask(draft, self.asked, label)
-        counts, metrics = summarise(c for name in names for c in draft.read_records(name, Candidate))
+        counts, metrics = summarise(
+            c for name in names for c in draft.read_records(name, Candidate)
+        )
         return draft.finish(names, counts=counts, metrics=metrics, placement={}, cost=cost)
 
 
 def _rule(command: EvaluateCommand) -> PromotionRule:
     gate = command.gate
-    return PromotionRule(alpha=gate.alpha, min_gain=gate.min_gain, patience=gate.patience)
+    return PromotionRule(
+        alpha=gate.alpha,
+        min_gain=gate.min_gain,
+        regression_alpha=gate.regression_alpha,
+        patience=gate.patience,
+    )
 
 
 def _previous(edges: Edges, command: EvaluateCommand) -> list[Decision]:

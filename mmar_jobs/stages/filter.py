@@ -21,7 +21,7 @@ from mmar_jobs.settings import FilterCommand, FilterRecipe, recipe
 from mmar_jobs.split import source_keys
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.ingest import BENCHMARK, TRAIN, read_split
-from mmar_jobs.zone import DropReason, Selection, SelectionRecipe, Strategy, examples_of
+from mmar_jobs.zone import DropReason, Selection, SelectionRule, Strategy, examples_of
 
 STAGE: Final = "filter"
 SHARD: Final = "part-00000-of-00001.jsonl.gz"
@@ -52,7 +52,10 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
         asked = {question.id: question for question in read_split(questions, TRAIN)}
         guard = {key for q in read_split(questions, BENCHMARK) for key in source_keys(q)}
         sieve = Sieve(
-            asked, selection_recipe(command.filter), command.prompt.version, guard,
+            asked,
+            selection_rule(command.filter),
+            command.prompt.version,
+            guard,
             solved_muted=_solved_muted(muted, asked),
         )
         draft.write_records(SHARD, sieve.examples(candidates.records(Candidate)))
@@ -64,12 +67,14 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
             "the --filter settings"
         )
     edges.log.info("candidates_filtered", **tally.counts, dropped=tally.why())
-    return draft.finish([SHARD], counts=tally.counts, metrics=tally.metrics(), placement={}, cost=cost)
+    return draft.finish(
+        [SHARD], counts=tally.counts, metrics=tally.metrics(), placement={}, cost=cost
+    )
 
 
-def selection_recipe(settings: FilterRecipe) -> SelectionRecipe:
+def selection_rule(settings: FilterRecipe) -> SelectionRule:
     """The settings in the form of the pure module."""
-    return SelectionRecipe(
+    return SelectionRule(
         strategy=Strategy(settings.strategy),
         top_k=settings.top_k,
         min_valid=settings.min_valid,
@@ -126,7 +131,7 @@ class Sieve:
     def __init__(
         self,
         questions: Mapping[str, Question],
-        recipe: SelectionRecipe,
+        recipe: SelectionRule,
         prompt_version: str,
         guard: set[tuple[str, str]],
         *,
@@ -188,7 +193,10 @@ class Sieve:
         check_audio_tokens(
             candidate.audio_tokens, duration_s=question.audio_s, question_id=question.id
         )
-        if parse(candidate.completion, candidate.finish, question.choices).answer != candidate.answer:
+        if (
+            parse(candidate.completion, candidate.finish, question.choices).answer
+            != candidate.answer
+        ):
             raise GateError(
                 f"{where}: its record says answer {candidate.answer!r}, its completion does not"
             )

@@ -85,7 +85,9 @@ class _Maker:
             clips = ClipReader(root, endpoint_url=command.endpoint_url)
             label = f"iteration {command.iteration}: {key.rpartition('/')[2]}"
             names = Asker(engine, clips, edges, asking).ask(draft, asked, label)
-        counts, metrics = summarise(c for name in names for c in draft.read_records(name, Candidate))
+        counts, metrics = summarise(
+            c for name in names for c in draft.read_records(name, Candidate)
+        )
         cost["tokens_per_s"] = round(counts["num_tokens"] / max(cost["seconds"], 1e-9), 1)
         return draft.finish(
             names,

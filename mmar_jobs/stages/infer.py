@@ -65,7 +65,9 @@ def run(command: InferCommand, edges: Edges) -> Artifact:
     draft.write_records(PREDICTIONS, predictions)
     num_unanswered = sum(not prediction.votes for prediction in predictions)
     if num_unanswered:
-        edges.log.warning("answers_unparsed", num_questions=num_unanswered, fallback="a fixed choice")
+        edges.log.warning(
+            "answers_unparsed", num_questions=num_unanswered, fallback="a fixed choice"
+        )
     return draft.finish(
         [*names, PREDICTIONS],
         counts={"num_questions": len(predictions), "num_unanswered": num_unanswered},

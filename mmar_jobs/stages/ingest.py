@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, begin
-from mmar_jobs.audio import decode
+from mmar_jobs.audio import SAMPLE_RATE_HZ, ClipReader, decode
 from mmar_jobs.datasets.mmar import BadRow, parse_questions
 from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.layout import questions_key
@@ -20,7 +20,7 @@ from mmar_jobs.records import Question, Record
 from mmar_jobs.settings import DataRecipe, IngestCommand, recipe
 from mmar_jobs.split import find_shared, split_by_source
 from mmar_jobs.stages import Edges, stopwatch
-from mmar_jobs.store import read_uri, split_uri
+from mmar_jobs.store import join_uri, read_uri, split_uri
 
 STAGE: Final = "ingest"
 TRAIN: Final = "train"
@@ -90,14 +90,18 @@ def _given(command: IngestCommand) -> list[tuple[str, str]]:
     for name, uri in ((TRAIN, command.questions), (BENCHMARK, command.benchmark)):
         if not uri:
             flag = "--questions" if name == TRAIN else "--benchmark"
-            raise DataError(f"{flag} is needed: a path or URI of a JSONL file with {name} questions")
+            raise DataError(
+                f"{flag} is needed: a path or URI of a JSONL file with {name} questions"
+            )
     given = [(TRAIN, command.questions), (BENCHMARK, command.benchmark)]
     return [*given, (HELDOUT, command.heldout)] if command.heldout else given
 
 
 def _open(name: str, uri: str, command: IngestCommand) -> _Source:
     data = read_uri(uri, endpoint_url=command.endpoint_url)
-    return _Source(name, data, split_uri(uri)[0])
+    root, key = split_uri(uri)
+    folder = key.rpartition("/")[0]
+    return _Source(name, data, join_uri(root, folder) if folder else root)
 
 
 def _audio_roots(sources: Sequence[_Source]) -> dict[str, str]:
@@ -105,9 +109,7 @@ def _audio_roots(sources: Sequence[_Source]) -> dict[str, str]:
     return {HELDOUT: roots[TRAIN], **roots}
 
 
-def _read(
-    source: _Source, recipe: DataRecipe, edges: Edges, *, endpoint_url: str | None
-) -> None:
+def _read(source: _Source, recipe: DataRecipe, edges: Edges, *, endpoint_url: str | None) -> None:
     """Parse a source's rows and decode every clip once."""
     rows: list[tuple[int, Question]] = []
     for number, row in enumerate(parse_questions(source.data.splitlines(), source.name), 1):
@@ -118,21 +120,23 @@ def _read(
         else:
             rows.append((number, row))
 
+    clips = ClipReader(source.audio_root, endpoint_url=endpoint_url)
+
     def probe(item: tuple[int, Question]) -> Question | Reject:
         number, question = item
         try:
-            return _probed(question, source.audio_root, recipe.max_clip_s, endpoint_url)
+            return _probed(question, clips, recipe.max_clip_s)
         except DataError as error:
             return _reject(source, number, question.id, str(error))
 
-    with edges.track(f"checking {source.name} clips", len(rows)) as advance:
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for result in pool.map(probe, rows):
-                advance(1)
-                if isinstance(result, Reject):
-                    source.rejects.append(result)
-                else:
-                    source.questions.append(result)
+    label = f"checking {source.name} clips"
+    with edges.track(label, len(rows)) as advance, ThreadPoolExecutor(max_workers=4) as pool:
+        for result in pool.map(probe, rows):
+            advance(1)
+            if isinstance(result, Reject):
+                source.rejects.append(result)
+            else:
+                source.questions.append(result)
     if not source.questions:
         first = f"; the first: {source.rejects[0].reason}" if source.rejects else ""
         raise DataError(
@@ -140,10 +144,8 @@ def _read(
         )
 
 
-def _probed(
-    question: Question, audio_root: str, max_clip_s: float, endpoint_url: str | None
-) -> Question:
-    data = read_uri(question.audio, root=audio_root, endpoint_url=endpoint_url)
+def _probed(question: Question, clips: ClipReader, max_clip_s: float) -> Question:
+    data = clips.read_bytes(question)
     clip = decode(data, question.audio)
     if clip.duration_s > max_clip_s:
         raise DataError(
@@ -151,7 +153,7 @@ def _probed(
             f"{max_clip_s:g} s: cut it, or raise --data.max-clip-s"
         )
     return question.model_copy(
-        update={"audio_sha256": sha256(data), "audio_s": len(clip.waveform) / 16_000}
+        update={"audio_sha256": sha256(data), "audio_s": len(clip.waveform) / SAMPLE_RATE_HZ}
     )
 
 
@@ -163,7 +165,8 @@ def _report(rejects: Sequence[Reject], edges: Edges, *, strict: bool) -> None:
     if not rejects:
         return
     shown = "; ".join(
-        f"{reject.source} line {reject.line_number}: {reject.reason}" for reject in rejects[:_NUM_SHOWN]
+        f"{reject.source} line {reject.line_number}: {reject.reason}"
+        for reject in rejects[:_NUM_SHOWN]
     )
     more = f"; and {len(rejects) - _NUM_SHOWN} more" if len(rejects) > _NUM_SHOWN else ""
     if strict:
@@ -183,7 +186,9 @@ def _split(
     }
     if HELDOUT in guarded:
         train, heldout = guarded[TRAIN], guarded[HELDOUT]
-        _refuse_shared(find_shared(train, heldout), "training questions share a source with --heldout")
+        _refuse_shared(
+            find_shared(train, heldout), "training questions share a source with --heldout"
+        )
     else:
         train, heldout = split_by_source(
             guarded[TRAIN], fraction=recipe.heldout_fraction, seed=recipe.seed

@@ -30,7 +30,8 @@ from mmar_jobs.qlora.load import load_thinker, model_digest
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.packing import TrainRow
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
-from mmar_jobs.qlora.trainer import StepResult, TrainResult, train
+from mmar_jobs.qlora.step import StepResult
+from mmar_jobs.qlora.trainer import TrainResult, train
 from mmar_jobs.records import Example, Question
 from mmar_jobs.settings import OptimSettings, TrainCommand, recipe
 from mmar_jobs.stages import Edges, stopwatch
@@ -146,7 +147,7 @@ def _fit(
 
 def _encode(
     command: TrainCommand, edges: Edges, material: _Material, model: Any
-) -> tuple[list[TrainRow], AudioEmbeds]:  # noqa: ANN401 - transformers is untyped
+) -> tuple[list[TrainRow], AudioEmbeds]:
     """Encode every example and embed every clip once."""
     processor = load_processor(Path(command.model))
     by_id = {question.id: question for question in read_split(material.questions, TRAIN)}
@@ -167,7 +168,16 @@ def _encode(
                 mel = MelFeatures(question.audio_sha256, encoded.features_MF)
                 audio.add([mel], [encoded.num_audio_tokens])
                 prompts = {example.question_id: encoded}
-            rows.append(encode_example(processor, prompts[example.question_id], example))
+            rows.append(
+                encode_example(
+                    processor,
+                    prompts[example.question_id],
+                    example.completion,
+                    question_id=example.question_id,
+                    audio_sha256=example.audio_sha256,
+                    weight=example.weight,
+                )
+            )
             advance(1)
     return rows, audio
 
@@ -230,9 +240,7 @@ def _train_recipe(optim: OptimSettings, iteration: int, every: int) -> TrainReci
 
 
 def _recipe(command: TrainCommand, base_digest: str) -> dict[str, Any]:
-    groups = recipe(
-        ("lora", command.lora), ("optim", command.optim), ("prompt", command.prompt)
-    )
+    groups = recipe(("lora", command.lora), ("optim", command.optim), ("prompt", command.prompt))
     return groups | {
         "template_hash": template_hash(command.prompt.version),
         "dtype": command.engine.dtype,
