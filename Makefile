@@ -1,0 +1,42 @@
+# The verbs of the project; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# uv from PATH, else one installed beside the project: nothing outside this folder is touched.
+UV := $(shell command -v uv || echo .uv/bin/uv)
+RUN := $(UV) run --locked --extra local --no-progress
+SEED ?= 0
+DEMO := demo/seed-$(SEED)
+
+.PHONY: help setup demo test test-slow check goldens clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+.uv/bin/uv:
+	python3 -m pip install --quiet --target .uv uv
+
+setup: $(UV) ## install everything the other verbs need, pinned by uv.lock
+	@$(UV) sync --locked --extra local --quiet
+
+demo: setup ## run the main job on this machine: tiny model, synthetic benchmark (SEED=0)
+	@$(RUN) mmar-jobs tiny world $(DEMO)/world --seed $(SEED) >/dev/null
+	@$(RUN) mmar-jobs run --config mmar_jobs/tiny/demo.toml --run-id demo-$(SEED) \
+		--store $(DEMO)/store --model mmar_jobs/tiny/weights --output $(DEMO) \
+		--questions $(DEMO)/world/train.jsonl --heldout $(DEMO)/world/heldout.jsonl \
+		--benchmark $(DEMO)/world/benchmark.jsonl
+	@$(RUN) mmar-jobs validate $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
+	@$(RUN) mmar-jobs score $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
+
+test: setup ## the tests, at most 6 minutes on 2 cores
+	@OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: setup ## the long tests: three demo seeds, twenty kills, a million candidates
+	@$(RUN) pytest -m slow --timeout 1800
+
+check: setup ## formatting, lint, types
+	@$(RUN) ruff format --check .
+	@$(RUN) ruff check .
+	@$(RUN) mypy
+
+clean: ## remove the environment and the demo
+	rm -rf .venv .uv demo
