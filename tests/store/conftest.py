@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
+import boto3  # noqa: TID251 - to make buckets, and to tamper with what a store wrote
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -85,6 +85,7 @@ class OneAtATime:
         self._answered: set[str] = set()
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        """Answer one request."""
         path = environ["PATH_INFO"]
         with self._lock:
             if environ["REQUEST_METHOD"] != "PUT" or not path.endswith("lost-answer"):
@@ -107,7 +108,7 @@ class Silent(WSGIRequestHandler):
 @contextmanager
 def moto_server() -> Iterator[str]:
     """URL of an S3 server in this process."""
-    from moto.moto_server.werkzeug_app import (  # noqa: PLC0415 - moto costs a second
+    from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         create_backend_app,
     )

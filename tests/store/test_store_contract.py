@@ -132,7 +132,7 @@ def test_missing_files_are_data_errors(store: Store, tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(contents=st.dictionaries(KEYS, st.binary(max_size=64), min_size=1, max_size=4))
 def test_what_was_written_is_read_and_listed(place: Place, contents: dict[str, bytes]) -> None:
@@ -221,7 +221,7 @@ def test_a_store_behaves_like_a_dict(place: Place) -> None:
 
     run_state_machine_as_test(
         Machine,
-        settings=settings(max_examples=8, stateful_step_count=15, deadline=None),
+        settings=settings(max_examples=6, stateful_step_count=12, deadline=None),
     )
 
 
@@ -262,18 +262,18 @@ def test_a_writer_killed_by_signal_9_never_leaves_half(place: Place) -> None:
 print("ready", flush=True)
 while True:
     for letter in (b"a", b"b"):
-        store.write("data", letter * (4 << 20))
+        store.write("data", letter * (2 << 20))
 """
     uri = place.fresh_uri()
     store = place.open(uri)
-    store.write("data", b"a" * (4 << 20))
-    for pause_s in (0.05, 0.12):
+    store.write("data", b"a" * (2 << 20))
+    for pause_s in (0.03, 0.08):
         with place.python(code, uri) as writer:
             assert writer.stdout
             assert "ready\n" == writer.stdout.readline()
             time.sleep(pause_s)
         data = store.read("data")
-        assert 4 << 20 == len(data)
+        assert 2 << 20 == len(data)
         assert 1 == len(set(data))
         assert ["data"] == store.list("")
 

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 
 TTL_S = 1.2
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+ANSWERS: dict[str, tuple[int, type[MmarError]]] = {
+    "SlowDown": (503, TryAgain),
+    "InternalError": (500, TryAgain),
+    "TooManyRequests": (429, TryAgain),
+    "XMinioStorageFull": (507, TryAgain),
+    "AccessDenied": (403, SettingsError),
+    "SignatureDoesNotMatch": (403, SettingsError),
+    "NoSuchBucket": (404, SettingsError),
+    "ExpiredToken": (400, SettingsError),
+    "AuthorizationHeaderMalformed": (400, SettingsError),
+    "NotImplemented": (501, SettingsError),
+}
 BODY = b"<Error><Code>%s</Code><Message>key very-secret-word</Message></Error>"
 
 
@@ -30,9 +42,12 @@ BODY = b"<Error><Code>%s</Code><Message>key very-secret-word</Message></Error>"
 def answering(
     status: int, code: str, *, body: bytes | None = None, promised_bytes: int = 0
 ) -> Iterator[tuple[str, list[str]]]:
-    """URL of a server that gives one answer to everything, and the list of methods it was asked."""
+    """URL of a server that gives one answer to everything, and the list of methods it was asked.
+
+    With status 0 the bucket says what to answer: "503-slowdown".
+    """
     asked: list[str] = []
-    content = BODY % code.encode() if body is None else body
+    names = {name.lower(): name for name in ANSWERS}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # else botocore waits a second for 100 Continue
@@ -40,7 +55,10 @@ def answering(
         def _answer(self) -> None:
             asked.append(self.command)
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(status)
+            bucket_status, _, bucket_code = self.path.split("/")[1].partition("?")[0].partition("-")
+            error = code or names.get(bucket_code, "")
+            content = BODY % error.encode() if body is None else body
+            self.send_response(status or int(bucket_status))
             self.send_header("Content-Length", str(promised_bytes or len(content)))
             self.send_header("ETag", '"1"')
             self.send_header("Connection", "close")
@@ -48,7 +66,7 @@ def answering(
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _answer  # noqa: N815 - http.server's names
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _answer
 
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
@@ -64,47 +82,42 @@ def answering(
         server.server_close()
 
 
+@pytest.fixture(scope="module")
+def any_answer(aws_environment: None) -> Iterator[str]:
+    """URL of a server that answers for the bucket "503-slowdown" with 503 SlowDown, and so on."""
+    del aws_environment
+    with answering(0, "") as (url, _):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_MAX_ATTEMPTS", "1")
+            open_store("s3://bucket", endpoint_url=url)  # its client is kept for this URL
+        yield url
+
+
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
-    [
-        (503, "SlowDown", TryAgain),
-        (500, "InternalError", TryAgain),
-        (429, "TooManyRequests", TryAgain),
-        (507, "XMinioStorageFull", TryAgain),
-        (403, "AccessDenied", SettingsError),
-        (403, "SignatureDoesNotMatch", SettingsError),
-        (404, "NoSuchBucket", SettingsError),
-        (400, "ExpiredToken", SettingsError),
-        (400, "AuthorizationHeaderMalformed", SettingsError),
-        (501, "NotImplemented", SettingsError),
-    ],
+    [(status, code, error) for code, (status, error) in ANSWERS.items()],
 )
 def test_answers_become_the_right_error(
-    status: int,
-    code: str,
-    expected: type[MmarError],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    status: int, code: str, expected: type[MmarError], any_answer: str, tmp_path: Path
 ) -> None:
     """Outages may pass, refusals do not; no message repeats the server's text or a secret."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with answering(status, code) as (url, _):
-        store = open_store("s3://bucket/runs", endpoint_url=url)
-        with pytest.raises(expected) as caught:
-            store.write("a", b"1")
-        with pytest.raises(expected):
-            store.list("")
-        with pytest.raises(expected):
-            store.download("a", tmp_path / "a")
-        message = str(caught.value)
-        assert type(caught.value) is expected
-        assert message.startswith("cannot write s3://bucket/runs/a: ")
-        assert "\n" not in message
-        assert not any(ENVIRONMENT[name] in message for name in SECRETS)
+    uri = f"s3://{status}-{code.lower()}/runs"
+    store = open_store(uri, endpoint_url=any_answer)
+    with pytest.raises(expected) as caught:
+        store.write("a", b"1")
+    with pytest.raises(expected):
+        store.list("")
+    with pytest.raises(expected):
+        store.download("a", tmp_path / "a")
+    message = str(caught.value)
+    assert type(caught.value) is expected
+    assert message.startswith(f"cannot write {uri}/a: ")
+    assert "\n" not in message
+    assert not any(ENVIRONMENT[name] in message for name in SECRETS)
 
 
 def test_an_outage_is_retried_first() -> None:
-    """botocore repeats by itself as often as AWS_MAX_ATTEMPTS says, before the job gives up."""
+    """Requests are repeated by botocore as often as AWS_MAX_ATTEMPTS says, before the job gives up."""
     with answering(503, "SlowDown") as (url, asked):
         with pytest.raises(
             TryAgain, match="503 SlowDown, also to retries: wait, then run the same"
@@ -200,7 +213,7 @@ def test_a_damaged_object_never_reaches_its_place(
 def test_parts_of_killed_uploads_are_removed_by_the_next(
     moto: Place, moto_client: "S3Client", tmp_path: Path
 ) -> None:
-    """moto dates every unfinished upload 2010, so it counts as abandoned; other keys' stay."""
+    """Unfinished uploads are all of 2010 for moto, so they are abandoned; other keys' stay."""
     store = moto.open()
     prefix = store.uri.removeprefix(f"s3://{BUCKET}/")
     for name in ("a", "ab"):
@@ -226,17 +239,19 @@ def test_a_lost_lease_stops_the_next_change(moto: Place, moto_client: "S3Client"
     """Another run took over: the first one must not write a byte more, and its exit says so too."""
     store = moto.open()
     name = store.uri.removeprefix(f"s3://{BUCKET}/") + "/runs/.mmar-lease-demo"
-    with pytest.raises(TryAgain, match="lost the lease"), store.lease("runs/demo", ttl_s=TTL_S):
-        moto_client.put_object(Bucket=BUCKET, Key=name, Body=b"{}")
-        time.sleep(0.6 * TTL_S)
-        for call in (
-            lambda: store.write("a", b""),
-            lambda: store.write_new("a", b""),
-            lambda: store.delete("a"),
-        ):
-            with pytest.raises(TryAgain, match=r"lost the lease on s3://.*run the same command"):
-                call()
-        assert [] == store.list("")
+    lease = store.lease("runs/demo", ttl_s=TTL_S)
+    lease.__enter__()
+    moto_client.put_object(Bucket=BUCKET, Key=name, Body=b"{}")
+    time.sleep(0.6 * TTL_S)
+    for call in (
+        lambda: store.write("a", b""),
+        lambda: store.write_new("a", b""),
+        lambda: store.delete("a"),
+        lambda: lease.__exit__(None, None, None),
+    ):
+        with pytest.raises(TryAgain, match=r"lost the lease on s3://.*run the same command"):
+            call()
+    assert [] == store.list("")
     assert b"{}" == moto_client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
 
 
