@@ -56,7 +56,7 @@ def fill_factors(lora: LoraModel, *, seed: int) -> None:
 def make_rows(
     lengths: Sequence[tuple[int, int]], *, seed: int = 0, weights: Sequence[float] | None = None
 ) -> tuple[list[TrainRow], dict[str, Tensor]]:
-    """Rows of (prompt, completion) lengths with random tokens, and their clips' random embeddings."""
+    """Rows of (prompt, completion) lengths with random tokens; embeddings of their clips."""
     generator = torch.Generator().manual_seed(seed)
     audio_token = thinker_audio_token()
     rows, audio = [], {}

@@ -56,7 +56,7 @@ def encode(processor: Any, completion: str, duration_s: float = 2.0) -> TrainRow
 
 @pytest.mark.parametrize("duration_s", [0.2, 1.0, 2.5])
 def test_labels_are_the_completion_verbatim(processor: Any, duration_s: float) -> None:
-    """Labels decode to the completion, the end of the turn and a newline; the prompt has all audio."""
+    """Labels decode to the completion and the end of the turn; the prompt has all audio."""
     row = encode(processor, COMPLETION, duration_s)
     labels = row.input_ids_S[row.num_prompt_tokens :]
     assert processor.tokenizer.decode(labels) == COMPLETION + "<|im_end|>\n"
@@ -123,9 +123,7 @@ def test_opening_tag_in_an_earlier_turn_does_not_count() -> None:
 
 
 def test_embeddings_equal_the_full_models(processor: Any) -> None:
-    """Cached embeddings in place of audio tokens give the logits of the full forward with the
-    sound.
-    """
+    """Cached embeddings give the logits of the full forward with the sound."""
     lora = cases.adapted()
     prompt = prompt_of(processor, make_clip(1.7))
     row = encode(processor, COMPLETION, 1.7)

@@ -1,4 +1,4 @@
-"""The grouped LoRA linear layer and the experts against plain loops, in fp64; dropout's statistics."""
+"""The grouped LoRA layer and the experts against plain loops in fp64; dropout's statistics."""
 
 import torch
 from hypothesis import given, settings
@@ -42,7 +42,7 @@ def make_experts(num_experts: int, seed: int) -> tuple[Experts, ExpertLora, torc
 def naive_experts(
     experts: Experts, lora: ExpertLora, x_TH: Tensor, index_TK: Tensor, weight_TK: Tensor
 ) -> Tensor:
-    """Token by token, expert by expert, with the weight-sized delta that the backend never forms."""
+    """Token by token, with the weight-sized delta that the backend never forms."""
     out = []
     for token, chosen, weights in zip(x_TH, index_TK.tolist(), weight_TK, strict=True):
         total = torch.zeros_like(token)
@@ -68,7 +68,7 @@ def naive_experts(
 def test_experts_and_gradients_match_the_loop(
     num_experts: int, num_tokens: int, used: int, seed: int
 ) -> None:
-    """Outputs and all gradients equal a naive loop's: empty experts, one token, all to one expert."""
+    """Outputs and all gradients equal a naive loop's, with empty experts and one token too."""
     experts, lora, generator = make_experts(num_experts, seed)
     top_k = min(2, num_experts)
     used = max(min(used, num_experts), top_k)

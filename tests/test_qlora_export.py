@@ -146,8 +146,9 @@ def test_merged_in_place_equals_adapted(tmp_path: Path) -> None:
 
 
 def test_merged_folder_equals_adapted(tmp_path: Path) -> None:
-    """The merged folder loads like the base and gives the adapted model's logits; its files are the
-    base's, name for name, and it is the same on a second merge.
+    """The merged folder loads like the base and gives the adapted model's logits.
+
+    Its files are the base's, name for name, and it is the same on a second merge.
     """
     lora = cases.adapted()
     export_adapter(lora, tmp_path / "adapter", "tiny")
@@ -172,7 +173,7 @@ def test_merge_onto_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_config_says_what_peft_needs(tmp_path: Path) -> None:
-    """Rank and alpha of the fused gate_up pair are doubled, dropout is off, targets are full paths."""
+    """Rank and alpha of gate_up are doubled, dropout is off, targets are full paths."""
     export_adapter(cases.adapted(), tmp_path, "tiny")
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert list(config["rank_pattern"].values()) == [6]

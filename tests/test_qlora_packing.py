@@ -48,8 +48,9 @@ def test_rows_hold_every_example_once_within_budget(
 
 @given(num_rows=st.integers(1, 50), per_step=st.integers(1, 9), seed=st.integers(0, 50))
 def test_an_epoch_takes_each_example_once(num_rows: int, per_step: int, seed: int) -> None:
-    """Every epoch is a permutation; the same seed gives the same one, epochs differ from each
-    other.
+    """Every epoch is a permutation.
+
+    The same seed gives the same one, epochs differ from each other.
     """
     options = {"examples_per_step": per_step, "num_epochs": 2, "seed": seed}
     steps = schedule_steps(num_rows, **options)
@@ -62,9 +63,7 @@ def test_an_epoch_takes_each_example_once(num_rows: int, per_step: int, seed: in
 
 
 def test_packed_logits_equal_separate() -> None:
-    """Every example in a packed row has the logits that it has alone, through transformers'
-    forward.
-    """
+    """Every example in a packed row has the logits that it has alone."""
     lora = cases.adapted()
     rows, audio = cases.make_rows(LENGTHS)
     packed = pack_row(rows, [3, 0, 4, 1, 2])
@@ -77,7 +76,7 @@ def test_packed_logits_equal_separate() -> None:
 
 
 def test_packed_equals_transformers_own_packing() -> None:
-    """Our attention by row lengths agrees with transformers' mask from restarting text positions."""
+    """Our attention by lengths agrees with transformers' mask from restarting positions."""
     lora = cases.adapted()
     rows, audio = cases.make_rows(LENGTHS)
     packed = pack_row(rows, range(len(rows)))
@@ -94,8 +93,9 @@ def test_packed_equals_transformers_own_packing() -> None:
 
 
 def test_a_neighbour_changes_nothing() -> None:
-    """Replacing one example of a row leaves the others alone, but for the rounding of GEMMs whose
-    blocks of rows per expert have other sizes.
+    """Replacing one example of a row leaves the others alone.
+
+    But for rounding: the GEMMs' blocks of rows per expert have other sizes.
     """
     lora = cases.adapted()
     rows, audio = cases.make_rows(LENGTHS)
@@ -112,7 +112,7 @@ def test_a_neighbour_changes_nothing() -> None:
 
 @pytest.mark.parametrize("weighting", ["example", "token"])
 def test_packed_loss_and_gradients_equal_separate(weighting: str) -> None:
-    """The step's loss and every factor's gradient are the weighted mean over examples one by one."""
+    """The step's loss and gradients are the weighted mean over examples one by one."""
     weights = (1.0, 2.0, 0.5, 1.0, 3.0)
     lora = cases.adapted()
     rows, audio = cases.make_rows(LENGTHS, weights=weights)

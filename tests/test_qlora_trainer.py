@@ -1,6 +1,4 @@
-"""Training: it learns, resumes to the same bits after any interruption, and cannot pass having done
-nothing.
-"""
+"""Training learns, resumes to the same bits, and cannot pass having done nothing."""
 
 import math
 import os
@@ -341,7 +339,7 @@ def test_wrong_recipes_are_refused(change: dict[str, float]) -> None:
 
 
 def test_fingerprint_sees_the_recipe_not_the_placement() -> None:
-    """Everything that changes the adapter changes the fingerprint; the checkpoint cadence does not."""
+    """What changes the adapter changes the fingerprint; the checkpoint cadence does not."""
     base = fingerprint(LORA, RECIPE, "d")
     assert base == fingerprint(LORA, replace(RECIPE, checkpoint_every_steps=9), "d")
     others = {

@@ -32,7 +32,7 @@ def padded_index(lengths: list[int], *, device: torch.device) -> Tensor:
 
 
 def packed_attention(
-    module: nn.Module,
+    _module: nn.Module,
     query_1HSD: Tensor,
     key_1GSD: Tensor,
     value_1GSD: Tensor,
@@ -72,9 +72,9 @@ ALL_ATTENTION_FUNCTIONS.register(BACKEND, packed_attention)
 def packed_rows(model: Thinker) -> Iterator[None]:
     """Let the thinker's text part attend by rows inside the block; generation is left as it was."""
     config = model.model.config
-    before = config._attn_implementation
-    config._attn_implementation = BACKEND
+    before = config._attn_implementation  # noqa: SLF001 - transformers dispatches on this field
+    config._attn_implementation = BACKEND  # noqa: SLF001
     try:
         yield
     finally:
-        config._attn_implementation = before
+        config._attn_implementation = before  # noqa: SLF001

@@ -45,8 +45,9 @@ def embed_clips(
 
 
 class AudioEmbeds(Mapping[str, Tensor]):
-    """Embeddings by clip digest, in memory; (A, H) each. A clip is embedded once, however often
-    asked.
+    """Embeddings by clip digest, in memory; (A, H) each.
+
+    A clip is embedded once, however often asked.
     """
 
     def __init__(self, model: Thinker, *, clips_per_batch: int = 32) -> None:

@@ -35,8 +35,10 @@ _TRAINED_KINDS: Final = ("LoRA of attention", "LoRA of experts")
 
 @dataclass(slots=True)
 class AuditRow:
-    """One kind of parameter: how many tensors and numbers, how many bytes, how many of each is
-    trained or stored in fewer than 16 bits. `num_wrapped` counts the tensors that LoRA is added to.
+    """One kind of parameter.
+
+    How many tensors and numbers, how many bytes, how many of each is trained or stored in fewer
+    than 16 bits. `num_wrapped` counts the tensors that LoRA is added to.
     """
 
     kind: str
@@ -51,9 +53,7 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The table, the text layers' projections that carry no LoRA, and trained parameters that must
-    not be.
-    """
+    """The table, the projections without LoRA, and what is trained but must not be."""
 
     rows: tuple[AuditRow, ...]
     num_layers: int
@@ -117,7 +117,7 @@ def check_audit(found: Audit) -> None:
 
 
 def audio_tower_digest(model: Thinker) -> str:
-    """SHA-256 over names and bytes of the audio tower: equal before and after proves it untouched."""
+    """SHA-256 over names and bytes of the audio tower; equal ones prove it untouched."""
     digest = hashlib.sha256()
     for name, parameter in model.audio_tower.state_dict().items():
         digest.update(name.encode())

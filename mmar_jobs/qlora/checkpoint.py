@@ -16,8 +16,9 @@ from mmar_jobs.qlora.lora import LoraModel
 
 
 class Checkpoints(Protocol):
-    """Where checkpoints live. `save` returns once the bytes are durable; `latest` is the last of
-    them.
+    """Where checkpoints live.
+
+    `save` returns once the bytes are durable; `latest` is the last of them.
     """
 
     def latest(self) -> bytes | None:
@@ -31,7 +32,7 @@ class Checkpoints(Protocol):
 
 @dataclass(slots=True)
 class Progress:
-    """History of a training run: `num_steps` steps done, their losses, gradient norms and tokens."""
+    """History of a training run: steps done, their losses, gradient norms and tokens."""
 
     num_steps: int = 0
     num_tokens: int = 0
@@ -58,8 +59,9 @@ def dump_state(
 def restore_state(
     data: bytes, lora: LoraModel, optimizer: torch.optim.Optimizer, *, fingerprint: str
 ) -> Progress:
-    """Put a checkpoint back; SettingsError when it is of another recipe, DataError when it is
-    damaged.
+    """Put a checkpoint back.
+
+    SettingsError when it is of another recipe, DataError when it is damaged.
     """
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -1,5 +1,4 @@
-"""Dropout whose masks are a function of (seed, row, site), so that resume and recompute repeat
-them.
+"""Dropout whose masks are a function of seed, row and site: resume and recompute repeat them.
 
 Not here: any random state. Nothing has to be saved in a checkpoint but the row number, and a layer
 that is recomputed for its gradient draws the mask that it drew the first time.
@@ -14,7 +13,7 @@ _WORD = (1 << 64) - 1
 
 
 def _mix(*numbers: int) -> int:
-    """Splitmix64 over the numbers (Steele et al. 2014): neighbouring inputs give unrelated seeds."""
+    """Splitmix64 (Steele et al. 2014): neighbouring inputs give unrelated seeds."""
     state = 0
     for number in numbers:
         state = (state + number + _MIX) & _WORD
@@ -25,7 +24,7 @@ def _mix(*numbers: int) -> int:
 
 
 class Dropout:
-    """Dropout shared by all LoRA pairs of one model; `row` is set by the trainer before each row."""
+    """Dropout of all LoRA pairs of one model; the trainer sets `row` before each row."""
 
     def __init__(self, rate: float, *, seed: int) -> None:
         self.rate = rate
@@ -44,7 +43,7 @@ class Dropout:
         return round(self.rate * _LEVELS) if self.active else 0
 
     def mask(self, shape: torch.Size, site: int, *, device: torch.device) -> Tensor | None:
-        """Boolean mask, True where an input is dropped, of (seed, row, site); None when inactive."""
+        """Mask of (seed, row, site), True where an input is dropped; None when inactive."""
         threshold = self._threshold
         if threshold == 0:
             return None

@@ -80,10 +80,10 @@ def adapter_state(lora: LoraModel) -> dict[str, Tensor]:
 
 
 def _adapter_config(lora: LoraModel, base_name: str) -> dict[str, Any]:
-    from peft import LoraConfig
+    from peft import LoraConfig  # noqa: PLC0415 - its import takes 2 s that only an export needs
 
     recipe = lora.recipe
-    # Full paths: PEFT resolves a regex to leaf names, and q_proj alone hits the audio tower as well.
+    # Full paths: PEFT resolves a regex to leaf names, and q_proj alone hits the audio tower too.
     config = LoraConfig(
         base_model_name_or_path=base_name,
         r=recipe.rank,
@@ -95,7 +95,7 @@ def _adapter_config(lora: LoraModel, base_name: str) -> dict[str, Any]:
         rank_pattern={_GATE_UP.replace(".", r"\."): 2 * recipe.rank},
         alpha_pattern={_GATE_UP.replace(".", r"\."): 2 * recipe.alpha},
     )
-    content = config.to_dict()
+    content: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
     for name, value in content.items():
         content[name] = sorted(value) if isinstance(value, set) else value
     return content
@@ -125,7 +125,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} holds no readable adapter: {error}") from error
     return config, state
@@ -160,8 +160,8 @@ def load_adapter(lora: LoraModel, folder: Path) -> None:
     recipe = lora.recipe
     if (config["r"], config["lora_alpha"]) != (recipe.rank, recipe.alpha):
         raise DataError(
-            f"{folder} has rank {config['r']} and alpha {config['lora_alpha']}, the recipe has rank "
-            f"{recipe.rank} and alpha {recipe.alpha}: train with the parent's"
+            f"{folder} has rank {config['r']} and alpha {config['lora_alpha']}, the recipe has "
+            f"rank {recipe.rank} and alpha {recipe.alpha}: train with the parent's"
         )
     try:
         for path, site in lora.sites.items():

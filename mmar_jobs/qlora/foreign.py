@@ -5,7 +5,7 @@ Not here: any behaviour.
 
 from typing import Any, TypeAlias
 
-# transformers' Qwen3OmniMoeThinkerForConditionalGeneration and Qwen3OmniMoeProcessor: no annotations.
+# transformers' Qwen3OmniMoeThinkerForConditionalGeneration and Qwen3OmniMoeProcessor.
 Thinker: TypeAlias = Any
 Processor: TypeAlias = Any
 # torch.autograd.Function's context: attributes are set on it at will.

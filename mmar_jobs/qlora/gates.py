@@ -27,8 +27,9 @@ def check_audio_tokens(found: int, expected: int, *, question_id: str) -> None:
     """
     if found != expected:
         raise GateError(
-            f"question {question_id}: {found} audio tokens in the prompt, its clip gives {expected}: "
-            "the audio is truncated or padded; look for max_length or truncation on the processor call"
+            f"question {question_id}: {found} audio tokens in the prompt, its clip gives "
+            f"{expected}: the audio is truncated or padded; look for max_length or truncation on "
+            "the processor call"
         )
 
 
@@ -41,8 +42,9 @@ def check_has_labels(num_labels: int, *, question_id: str) -> None:
 def check_labels_are_completion(
     prompt_ids: Sequence[int], unlabelled_ids: Sequence[int], *, question_id: str
 ) -> None:
-    """Exactly the prompt has no label: neither is a prompt token trained nor a completion token
-    lost.
+    """Exactly the prompt has no label.
+
+    Neither is a prompt token trained nor a completion token lost.
     """
     if list(unlabelled_ids) == list(prompt_ids):
         return
@@ -54,7 +56,8 @@ def check_labels_are_completion(
         )
     raise GateError(
         f"question {question_id}: the tokens without a label are not the prompt "
-        f"({len(unlabelled_ids)} tokens, the prompt has {len(prompt_ids)}): completion tokens would not be trained"
+        f"({len(unlabelled_ids)} tokens, the prompt has {len(prompt_ids)}): completion "
+        "tokens would not be trained"
     )
 
 

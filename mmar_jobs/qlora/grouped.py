@@ -1,5 +1,6 @@
-"""The LoRA linear layer over rows sorted by expert: the one function where all GEMMs of training
-run.
+"""The LoRA linear layer over rows sorted by expert.
+
+The one function where all GEMMs of training run.
 
 Not here: routing (routing.py), activation (experts.py). A faster backend (torch grouped_mm, Triton,
 weights decoded from NF4) replaces `grouped_lora_linear` and nothing else. Attention is the case of
@@ -20,9 +21,10 @@ from mmar_jobs.qlora.foreign import Context
 
 @dataclass(frozen=True, slots=True)
 class LoraFactors:
-    """Factors of G branches: `a` (E, G·R, I), `bs` G tensors (E, O/G, R); `scaling` is alpha / rank
-    over the share of inputs kept. `dropped_SI` is True where the LoRA input is dropped, None
-    without dropout.
+    """Factors of G branches: `a` (E, G·R, I), `bs` G tensors (E, O/G, R).
+
+    `scaling` is alpha / rank over the share of inputs kept. `dropped_SI` is True where the LoRA
+    input is dropped, None without dropout.
     """
 
     a: Tensor
@@ -42,13 +44,14 @@ def _spans(counts: list[int]) -> list[tuple[int, slice]]:
 
 
 class _GroupedLoraLinear(torch.autograd.Function):
-    """y[s] = x[s] W_e^T + scaling · drop(x)[s] A_e^T B_e^T. The base weight is frozen: no gradient
-    for it, and its input is not saved. Products accumulate into the output, so no second (S, O)
-    exists.
+    """y[s] = x[s] W_e^T + scaling · drop(x)[s] A_e^T B_e^T.
+
+    The base weight is frozen: no gradient for it, and its input is not saved. Products accumulate
+    into the output, so no second (S, O) exists.
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - torch wants every tensor as an argument
         ctx: Context,
         x_SI: Tensor,
         weight_EOI: Tensor,
@@ -115,8 +118,9 @@ def grouped_lora_linear(
 
 
 def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
-    """The frozen matrices alone, for a model without LoRA; differentiable by autograd, returns (S,
-    O).
+    """The frozen matrices alone, for a model without LoRA.
+
+    Differentiable by autograd, returns (S, O).
     """
     blocks = [x_SI[rows] @ weight_EOI[expert].T for expert, rows in _spans(counts)]
     return torch.cat(blocks) if blocks else x_SI.new_zeros(0, weight_EOI.shape[1])

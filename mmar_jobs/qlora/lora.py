@@ -59,8 +59,10 @@ class LoraLinear(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class LoraModel:
-    """A thinker that carries LoRA. `sites` maps a module's path, "model.layers.0.self_attn.q_proj"
-    or "model.layers.0.mlp.experts", to what holds its factors.
+    """A thinker that carries LoRA.
+
+    `sites` maps a module's path, "model.layers.0.self_attn.q_proj" or "model.layers.0.mlp.experts",
+    to what holds its factors.
     """
 
     model: Thinker

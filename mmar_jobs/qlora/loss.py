@@ -22,8 +22,7 @@ CHUNK_TOKENS: Final = 1024  # 1,024 x 152,064 fp32 logits are 0.6 GB
 def token_coefficients(
     weights: Sequence[float], num_tokens: Sequence[int], weighting: Weighting
 ) -> list[float]:
-    """What each completion token of each of a step's N examples counts, so that the loss is a plain
-    sum.
+    """What a completion token of each of a step's N examples counts in the loss, a plain sum.
 
     "example": w_i / (n_i · sum w), the batch-1 x accumulation-N mean of per-example means. "token":
     w_i / sum_j w_j n_j, the weighted mean over all tokens.
@@ -36,8 +35,10 @@ def token_coefficients(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """sum_c coefficient_c · nll_c; the gradient for the hidden states is made in the forward pass,
-    so that no chunk's logits outlive the chunk. The lm_head is frozen and gets none.
+    """sum_c coefficient_c · nll_c.
+
+    The gradient for the hidden states is made in the forward pass, so that no chunk's logits
+    outlive the chunk. The lm_head is frozen and gets none.
     """
 
     @staticmethod
@@ -74,8 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden_CH: Tensor, head_VH: Tensor, target_C: Tensor, coefficient_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted loss (scalar, nats) and each token's negative log-likelihood (C, no
-    gradient).
+    """Return the weighted loss (scalar, nats) and each token's loss (C, no gradient).
 
     `hidden_CH[c]` is the final hidden state that predicts `target_C[c]`. Coefficients are fp32 (or
     fp64).

@@ -123,7 +123,7 @@ def merge_to_folder(base_folder: Path, adapter_folder: Path, out_folder: Path) -
 def _merge_shard(source: Path, target: Path, pairs: dict[str, Pair]) -> None:
     merged: dict[str, Tensor] = {}
     with safe_open(source, framework="pt") as file:
-        for name in file.keys():
+        for name in file.keys():  # noqa: SIM118 - a file, not a dict
             tensor = file.get_tensor(name)
             projection = name.removeprefix(_ORIGINAL_PREFIX).removesuffix(".weight")
             pair = pairs.pop(projection, None)

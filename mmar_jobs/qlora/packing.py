@@ -17,9 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TrainRow:
-    """One encoded example. `input_ids_S` is prompt then completion; the first `num_prompt_tokens`
-    of it have no label. `audio_sha256` names the clip whose embeddings stand in for the audio
-    tokens.
+    """One encoded example.
+
+    `input_ids_S` is prompt then completion; the first `num_prompt_tokens` of it have no label.
+    `audio_sha256` names the clip whose embeddings stand in for the audio tokens.
     """
 
     question_id: str
@@ -64,7 +65,7 @@ def split_over_long(rows: Sequence[TrainRow], token_budget: int) -> tuple[list[T
 
 
 def digest_rows(rows: Sequence[TrainRow]) -> str:
-    """SHA-256 over everything in the rows that training reads; part of a checkpoint's fingerprint."""
+    """SHA-256 over everything in the rows that training reads."""
     digest = hashlib.sha256()
     for row in rows:
         head = (row.question_id, row.num_prompt_tokens, row.weight, row.audio_sha256)
@@ -75,15 +76,16 @@ def digest_rows(rows: Sequence[TrainRow]) -> str:
 def schedule_steps(
     num_rows: int, *, examples_per_step: int, num_epochs: int, seed: int
 ) -> list[list[int]]:
-    """Which examples each optimizer step takes; an epoch is a permutation of its own, drawn from
-    `seed`.
+    """Which examples each optimizer step takes.
+
+    An epoch is a permutation of its own, drawn from `seed`.
 
     The last step of an epoch may be smaller; every example is seen exactly once per epoch.
     """
     steps = []
     for epoch in range(num_epochs):
         order = list(range(num_rows))
-        random.Random(f"{seed}-{epoch}").shuffle(order)
+        random.Random(f"{seed}-{epoch}").shuffle(order)  # noqa: S311 - an order, not a secret
         steps += [
             order[start : start + examples_per_step]
             for start in range(0, num_rows, examples_per_step)
@@ -92,7 +94,7 @@ def schedule_steps(
 
 
 def _bins(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """First fit, longest first (Johnson 1973: at most 11/9 of the best number of rows, plus 6/9)."""
+    """First fit, longest first: at most 11/9 of the fewest rows (Johnson 1973)."""
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -113,8 +115,10 @@ def pack(rows: Sequence[TrainRow], token_budget: int) -> Iterator[PackedRow]:
 
 
 def pack_row(rows: Sequence[TrainRow], members: Sequence[int]) -> PackedRow:
-    """Lay `members` end to end. The first token of an example is never predicted by its neighbour:
-    a completion starts after a prompt of at least one token.
+    """Lay `members` end to end.
+
+    The first token of an example is never predicted by its neighbour: a completion starts after a
+    prompt of at least one token.
     """
     lengths = [rows[member].num_tokens for member in members]
     positions_S = torch.cat([torch.arange(length) for length in lengths])

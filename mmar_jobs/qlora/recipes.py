@@ -83,7 +83,7 @@ class TrainRecipe:
 
 
 def fingerprint(lora: LoraRecipe, train: TrainRecipe, data_digest: str) -> str:
-    """SHA-256 over all that changes the trained adapter: both recipes and the digest of the rows."""
+    """SHA-256 over all that changes the adapter: both recipes and the digest of the rows."""
     fitted = dataclasses.asdict(train)
     del fitted["checkpoint_every_steps"]
     payload = {"lora": dataclasses.asdict(lora), "train": fitted, "data": data_digest}

@@ -17,7 +17,7 @@ from mmar_jobs.qlora.foreign import Context
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """`order_S` sorts the T·K routed rows by expert, `place_S` undoes it, `counts` rows per expert."""
+    """`order_S` sorts the routed rows by expert, `place_S` undoes it, `counts` rows per expert."""
 
     order_S: Tensor
     place_S: Tensor

@@ -24,7 +24,7 @@ _ROWS_PER_STEP = 1 << 20  # room for the row's number in the dropout key
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Loss (nats, as weighted by the recipe), gradient norm before clipping, tokens in the forward."""
+    """Loss (nats, weighted by the recipe), gradient norm before clipping, tokens seen."""
 
     loss: float
     grad_norm: float
@@ -34,7 +34,7 @@ class StepResult:
 def row_embeds(
     lora: LoraModel, rows: Sequence[TrainRow], packed: PackedRow, audio: Mapping[str, Tensor]
 ) -> Tensor:
-    """Input embeddings of a row, (1, S, H): token embeddings, the clips' in place of audio tokens."""
+    """Input embeddings of a row, (1, S, H), with the clips' in place of audio tokens."""
     model = lora.model
     device = model.model.embed_tokens.weight.device
     input_ids_S = packed.input_ids_S.to(device)
@@ -77,8 +77,9 @@ def row_loss(
     audio: Mapping[str, Tensor],
     coefficients: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    """This row's part of the step's loss, and the (C,) token losses; `coefficients` as of
-    token_coefficients, one per example of the step.
+    """This row's part of the step's loss, and the (C,) token losses.
+
+    `coefficients` as of token_coefficients, one per example of the step.
     """
     hidden_SH = row_hidden(lora, rows, packed, audio)
     device = hidden_SH.device
@@ -114,12 +115,12 @@ def build_optimizer(
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(factors, fused=True, **options)  # type: ignore[arg-type]
     try:
-        import bitsandbytes
+        from bitsandbytes.optim import PagedAdamW8bit  # type: ignore[import-not-found]  # noqa: PLC0415
     except ImportError as error:
         raise SettingsError(
             "optimizer adamw8bit needs bitsandbytes, which is not installed: choose adamw"
         ) from error
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.PagedAdamW8bit(list(factors), **options)
+    optimizer: torch.optim.Optimizer = PagedAdamW8bit(list(factors), **options)
     return optimizer
 
 
@@ -132,8 +133,9 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     step: int,
 ) -> StepResult:
-    """Train on `rows`, the examples of optimizer step number `step`; raises GateError when not
-    finite.
+    """Train on `rows`, the examples of optimizer step number `step`.
+
+    Raises GateError when not finite.
     """
     coefficients = token_coefficients(
         [row.weight for row in rows], [row.num_labels for row in rows], recipe.weighting

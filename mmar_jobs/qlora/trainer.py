@@ -1,5 +1,6 @@
-"""Fitting an adapter: every step in order, checkpoints, and the gates that nothing trained cannot
-pass.
+"""Fitting an adapter.
+
+Every step in order, checkpoints, and the gates that nothing trained cannot pass.
 
 Not here: one step (step.py), which examples (stages/train), where checkpoints live.
 """
@@ -25,8 +26,10 @@ OnStep = Callable[[int, int, StepResult], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training run did. Losses in nats; `seconds` is the time in steps over all attempts;
-    `num_tokens` counts all tokens of all forward passes, `num_dropped` the over-long examples.
+    """What a training run did.
+
+    Losses in nats; `seconds` is the time in steps over all attempts; `num_tokens` counts all tokens
+    of all forward passes, `num_dropped` the over-long examples.
     """
 
     num_steps: int
@@ -175,7 +178,7 @@ class _Before:
         self._frozen = _frozen_versions(lora)
 
     def check_trained(self, lora: LoraModel) -> None:
-        """Raise GateError unless all factors' B moved off zero and nothing frozen was written to."""
+        """Raise GateError unless every B moved off zero and nothing frozen was written to."""
         if digest_factors(lora) == self.factors_digest:
             raise GateError("nothing was trained: the adapter is what it was before the first step")
         for name, factor in lora.factors().items():
@@ -192,10 +195,10 @@ class _Before:
 
 
 def _frozen_versions(lora: LoraModel) -> dict[str, tuple[int, int]]:
-    """Address and write counter of every frozen parameter: free to take, unlike a digest of 30 B."""
+    """Address and write counter of every frozen parameter: free, unlike a digest of 30 B."""
     trained = {id(factor) for factor in lora.factors().values()}
     return {
-        name: (parameter.data_ptr(), parameter._version)
+        name: (parameter.data_ptr(), parameter._version)  # noqa: SLF001 - torch has no public one
         for name, parameter in lora.model.named_parameters()
         if id(parameter) not in trained
     }
