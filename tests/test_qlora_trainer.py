@@ -15,6 +15,7 @@ import torch
 from mmar_jobs.errors import DataError, GateError, SettingsError, TryAgain
 from mmar_jobs.qlora.audit import audio_tower_digest, audit, check_audit
 from mmar_jobs.qlora.export import WEIGHTS_FILE, export_adapter
+from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe, fingerprint
 from mmar_jobs.qlora.step import StepResult, build_optimizer, learning_rate_at
@@ -153,6 +154,17 @@ def test_two_runs_are_bit_equal_and_seeds_differ(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_bf16_base_follows_fp32() -> None:
+    """With a bf16 base the factors stay fp32 and every step's loss is near the fp32 run's."""
+    rows, audio = cases.make_rows(LENGTHS)
+    model = load_thinker(cases.base_folder(), dtype=torch.bfloat16, device=torch.device("cpu"))
+    lora = attach_lora(model, LORA, seed=0)
+    result = train(lora, rows, RECIPE, audio=audio)
+    assert {torch.float32} == {factor.dtype for factor in lora.factors().values()}
+    _, expected = run()
+    assert max(abs(a - b) for a, b in zip(expected.losses, result.losses, strict=True)) < 0.03
+
+
 def test_checkpoint_of_another_recipe_is_refused() -> None:
     """Another learning rate or other rows must not go on from a checkpoint; another cadence may."""
     checkpoints = MemoryCheckpoints()
@@ -271,7 +283,9 @@ def test_detach_restores_the_base() -> None:
         lora = attach_lora(model, LORA, seed=0)
         cases.fill_factors(lora, seed=1)
         assert (model(input_ids=ids).logits - before).abs().max() > 0.1
+        assert model.model.config._experts_implementation == "mmar_qlora"
         lora.detach()
+        assert model.model.config._experts_implementation != "mmar_qlora"
         assert torch.equal(model(input_ids=ids).logits, before)
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
     attach_lora(model, LORA, seed=0)

@@ -62,13 +62,14 @@ class LoraModel:
     """A thinker that carries LoRA.
 
     `sites` maps a module's path, "model.layers.0.self_attn.q_proj" or "model.layers.0.mlp.experts",
-    to what holds its factors.
+    to what holds its factors; `experts_before` is the experts backend that `detach` restores.
     """
 
     model: Thinker
     recipe: LoraRecipe
     dropout: Dropout
     sites: dict[str, LoraLinear | ExpertLora]
+    experts_before: str | None
 
     def factors(self) -> dict[str, nn.Parameter]:
         """All trained parameters by name, in model order."""
@@ -87,6 +88,7 @@ class LoraModel:
             else:
                 del self.model.get_submodule(path).lora
         self.sites.clear()
+        self.model.set_experts_implementation(self.experts_before)
 
 
 def _attach_layer(layer: nn.Module, path: str, holder: LoraModel) -> Iterator[tuple[str, Any]]:
@@ -115,7 +117,8 @@ def attach_lora(model: Thinker, recipe: LoraRecipe, *, seed: int) -> LoraModel:
     layer without experts.
     """
     model.requires_grad_(requires_grad=False)
-    holder = LoraModel(model, recipe, Dropout(recipe.dropout, seed=seed), {})
+    experts_before = model.model.config._experts_implementation  # noqa: SLF001 - no public reader
+    holder = LoraModel(model, recipe, Dropout(recipe.dropout, seed=seed), {}, experts_before)
     generator = torch.Generator().manual_seed(seed)
     for index, layer in enumerate(model.model.layers):
         sites = _attach_layer(layer, f"model.layers.{index}", holder)
