@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from mmar_jobs.errors import DataError
 from mmar_jobs.qlora.foreign import Thinker

@@ -1,0 +1,100 @@
+"""A run that is killed again and again ends with the same bytes as one that was left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmar_jobs.tiny import tiny_model_folder
+from mmar_jobs.tiny.build import TinyWorld, build_world
+
+NUM_KILLS = 20
+SEED = 7
+
+
+def command(world: TinyWorld, store: Path) -> list[str]:
+    """A small run of two iterations that still does all that a large one does."""
+    settings = {
+        "store": store,
+        "run-id": "killed",
+        "model": tiny_model_folder(),
+        "questions": world.train,
+        "heldout": world.heldout,
+        "benchmark": world.benchmark,
+        "iterations": 2,
+        "prompt.version": "v7",
+        "sampling.num-candidates": 8,
+        "sampling.max-tokens": 96,
+        "sampling.questions-per-shard": 16,
+        "filter.weights.mastered": 1,
+        "optim.learning-rates": 1e-4,
+        "checkpoint-every-steps": 2,
+        "engine.threads": 1,
+        "gate.patience": 5,
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "mmar_jobs", "run", *flags]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """Start a run in a session of its own, so that a kill cannot reach the test."""
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(arguments: list[str]) -> float:
+    """Run to the end; returns the wall time in seconds."""
+    began = time.monotonic()
+    process = start(arguments)
+    _, errors = process.communicate(timeout=900)
+    assert 0 == process.returncode, errors.decode()[-2000:]
+    return time.monotonic() - began
+
+
+def submission(store: Path) -> bytes:
+    """The zip that a run left in its store."""
+    return (store / "runs/killed/submission/submission.zip").read_bytes()
+
+
+def kill_somewhere(process: subprocess.Popen[bytes], store: Path, chance: random.Random) -> bool:
+    """Kill -9 after up to two more durable files and a random moment; False when it ended before."""
+    target = num_files(store) + chance.randrange(3)
+    while num_files(store) < target and process.poll() is None:
+        time.sleep(0.01)
+    try:
+        process.wait(timeout=chance.uniform(0, 3))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def num_files(store: Path) -> int:
+    """How many files the run has made durable so far."""
+    return sum(1 for path in store.rglob("*") if not path.name.startswith("."))
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    """Twenty kill -9 at random moments over one run leave the same submission.zip, byte for byte."""
+    world = build_world(
+        tmp_path / "world", seed=SEED, num_train=64, num_heldout=40, num_benchmark=24
+    )
+    finish(command(world, tmp_path / "undisturbed"))
+    store = tmp_path / "killed"
+    chance = random.Random(SEED)
+    num_kills = sum(
+        kill_somewhere(start(command(world, store)), store, chance) for _ in range(NUM_KILLS)
+    )
+    assert NUM_KILLS == num_kills, "the run ended before it was killed often enough: make it longer"
+    finish(command(world, store))
+    assert submission(tmp_path / "undisturbed") == submission(store)
