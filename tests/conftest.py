@@ -1,0 +1,35 @@
+"""Fixtures that many tests share: one thread, a tiny random model, a small synthetic world."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmar_jobs.tiny.build import TinyWorld, build_world
+from mmar_jobs.tiny.model import save_random_model
+
+# Several workers run on few cores; one thread each also makes sums come out in one order.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights in the original file layout; read only."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_random_model(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other random weights."""
+    folder = tmp_path_factory.mktemp("other-model") / "tiny"
+    save_random_model(folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    """A synthetic world of 12 training, 8 held-out and 6 benchmark questions; read only."""
+    folder = tmp_path_factory.mktemp("world")
+    return build_world(folder, seed=7, num_train=12, num_heldout=8, num_benchmark=6)
