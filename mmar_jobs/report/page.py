@@ -1,0 +1,128 @@
+"""Put findings, plots, cases and tables into one HTML page that needs nothing else.
+
+Not here: any number; the template only words them. Everything that comes from data is escaped by
+jinja, and the page's content policy allows neither scripts nor the network.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from mmar_jobs.report import plots
+from mmar_jobs.report.cases import Case, count_changes
+from mmar_jobs.report.findings import Comparison, benchmark, headline
+from mmar_jobs.report.run_view import Run
+from mmar_jobs.report.tables import artifact_rows, drop_rows, settings_groups, stage_seconds
+
+TEMPLATE: Final = "page.html.j2"
+MAX_REJECTS: Final = 25
+DECISIONS: Final = {
+    "promote": "promoted",
+    "keep_parent": "parent kept",
+    "stop": "refused, run stopped",
+}
+
+
+def render_page(run: Run, comparison: Comparison | None, cases: Sequence[Case]) -> str:
+    """The whole page; equal runs give equal text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment.get_template(TEMPLATE).render(
+        run=run,
+        seen=comparison,
+        after_name=_after_name(comparison),
+        headline=headline(run, comparison),
+        changes=count_changes(comparison) if comparison else {},
+        plots={name: Markup(svg) for name, svg in _plots(run, comparison).items()},  # noqa: S704
+        cases=cases,
+        benchmark=benchmark(run),
+        drops=drop_rows(run.iterations),
+        artifacts=artifact_rows(run),
+        settings=settings_groups(run),
+        total_s=sum(sum(row.values()) for row in stage_seconds(run).values()),
+        max_rejects=MAX_REJECTS,
+    )
+
+
+def _after_name(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    number = comparison.after.iteration
+    return f"iteration {number}" if comparison.is_promoted else f"iteration {number} (refused)"
+
+
+def _plots(run: Run, comparison: Comparison | None) -> dict[str, str]:
+    """Every plot for which there is something to draw."""
+    turns = run.iterations
+    made = {}
+    if any(turn.verdict for turn in turns):
+        made["accuracy"] = plots.accuracy(turns)
+    if any(turn.examples for turn in turns):
+        made["zones"] = plots.zones(turns)
+    if any(turn.num_tokens for turn in turns):
+        made["tokens"] = plots.token_lengths(turns)
+    if any(turn.losses for turn in turns):
+        made["losses"] = plots.losses(turns)
+    if comparison and comparison.categories:
+        made["categories"] = plots.categories(comparison.categories, _after_name(comparison))
+    times = stage_seconds(run)
+    if times:
+        made["times"] = plots.stage_times(times)
+    return made
+
+
+def _percent(fraction: float) -> str:
+    return f"{fraction:.1%}"
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    low, high = ends
+    return f"{100 * low:.1f} to {100 * high:.1f}%"
+
+
+def _gain_interval(ends: tuple[float, float]) -> str:
+    low, high = ends
+    return f"{_points(low)} to {_points(high)}"
+
+
+def _p_value(value: float) -> str:
+    if value >= 0.001:  # noqa: PLR2004 - below this the exponent says more
+        return f"{value:.2g}"
+    mantissa, _, exponent = f"{value:.0e}".partition("e")
+    return f"{mantissa}·10" + str(int(exponent)).translate(_SUPERSCRIPT)
+
+
+_SUPERSCRIPT: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _decision(value: str) -> str:
+    return DECISIONS[value]
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+_FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "percent": _percent,
+    "points": _points,
+    "interval": _interval,
+    "gain_interval": _gain_interval,
+    "p_value": _p_value,
+    "decision": _decision,
+    "count": _count,
+    "duration": plots.duration,
+}

@@ -1,0 +1,393 @@
+"""The plots of the report, each a function from findings to an inline SVG.
+
+Not here: colours, fonts and the way into HTML (svg.py), reading artifacts (run_view.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from mmar_jobs.report.findings import CategoryRow
+from mmar_jobs.report.run_view import Iteration
+from mmar_jobs.report.svg import (
+    AFTER,
+    BEFORE,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    SOFT,
+    STAGE_COLORS,
+    ZONE_COLORS,
+    figure,
+    to_svg,
+)
+from mmar_jobs.verdict import Decision, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH: Final = 5.6
+_DARK_FILLS: Final = ("unsolved", "mastered")
+_MIN_LABELLED: Final = 0.07
+_MAX_NAME: Final = 30
+_NUM_BINS: Final = 48
+
+
+def accuracy(iterations: Sequence[Iteration]) -> str:
+    """Held-out accuracy of every parent and child with 95 % intervals; muted children and chance."""
+    judged = [(turn.number, turn.verdict) for turn in iterations if turn.verdict]
+    with figure(WIDTH, 3.3) as (made, (axes,)):
+        for number, verdict in judged:
+            _point(axes, number - 0.13, verdict.parent_accuracy, verdict.parent_ci95, BEFORE)
+            is_promoted = verdict.decision is Decision.PROMOTE
+            _point(
+                axes,
+                number + 0.13,
+                verdict.child_accuracy,
+                verdict.child_ci95,
+                AFTER,
+                is_filled=is_promoted,
+            )
+            axes.plot(
+                [number - 0.13, number + 0.13],
+                [100 * verdict.parent_accuracy, 100 * verdict.child_accuracy],
+                color=GRID,
+                linewidth=1.4,
+                zorder=1,
+            )
+            if verdict.muted_accuracy is not None:
+                axes.plot(
+                    number + 0.13, 100 * verdict.muted_accuracy, "D", color=MUTED, markersize=5.5
+                )
+        chance = 100 * judged[0][1].chance
+        axes.axhline(chance, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        axes.set_xlim(0.4, len(judged) + 0.6)
+        axes.set_xticks([number for number, _ in judged], [f"iteration {n}" for n, _ in judged])
+        axes.annotate(
+            f"chance {chance:.0f}%",
+            (len(judged) + 0.6, chance),
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=SOFT,
+            fontsize=9,
+        )
+        _accuracy_axis(axes, judged)
+        _accuracy_legend(axes)
+        told = "; ".join(
+            f"iteration {number}: parent {verdict.parent_accuracy:.1%}, child "
+            f"{verdict.child_accuracy:.1%}, {verdict.decision.value.replace('_', ' ')}"
+            for number, verdict in judged
+        )
+        return to_svg(made, "accuracy", f"Held-out accuracy per iteration. {told}.")
+
+
+def _point(
+    axes: "Axes",
+    x: float,
+    value: float,
+    interval: tuple[float, float],
+    color: str,
+    *,
+    is_filled: bool = True,
+) -> None:
+    axes.plot([x, x], [100 * end for end in interval], color=color, linewidth=2.2, zorder=2)
+    fill = color if is_filled else PAPER
+    axes.plot(x, 100 * value, "o", color=color, markerfacecolor=fill, markersize=8, zorder=3)
+    axes.annotate(
+        f"{100 * value:.1f}",
+        (x, 100 * value),
+        xytext=(9 if color == AFTER else -9, 0),
+        textcoords="offset points",
+        ha="left" if color == AFTER else "right",
+        va="center",
+        color=INK if color == AFTER else SOFT,
+        fontweight="bold" if color == AFTER else "normal",
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
+    )
+
+
+def _accuracy_axis(axes: "Axes", judged: Sequence[tuple[int, Verdict]]) -> None:
+    ends = [
+        end
+        for _, verdict in judged
+        for end in (*verdict.parent_ci95, *verdict.child_ci95, verdict.muted_accuracy, verdict.chance)
+        if end is not None
+    ]
+    axes.set_ylim(max(0, 100 * min(ends) - 6), min(100, 100 * max(ends) + 6))
+    _percent_axis(axes, "y")
+
+
+def _accuracy_legend(axes: "Axes") -> None:
+    from matplotlib.lines import Line2D  # noqa: PLC0415 - see svg.figure
+
+    def mark(color: str, shape: str, fill: str) -> Any:
+        return Line2D([], [], color=color, marker=shape, markerfacecolor=fill, linestyle="")
+
+    axes.figure.legend(
+        [
+            mark(BEFORE, "o", BEFORE),
+            mark(AFTER, "o", AFTER),
+            mark(AFTER, "o", PAPER),
+            mark(MUTED, "D", MUTED),
+        ],
+        ["parent", "child, promoted", "child, refused", "child, muted"],
+        loc="outside upper left",
+        ncols=4,
+        handletextpad=0.1,
+        columnspacing=1.1,
+        borderpad=0,
+    )
+
+
+def zones(iterations: Sequence[Iteration]) -> str:
+    """Share of the asked questions in each learning zone, one bar per iteration."""
+    counted = [
+        (turn.number, turn.examples.manifest.metrics["zones"]) for turn in iterations if turn.examples
+    ]
+    with figure(WIDTH, 0.9 + 0.46 * len(counted)) as (made, (axes,)):
+        for row, (_, counts) in enumerate(counted):
+            total = max(1, sum(counts.values()))
+            left = 0.0
+            for zone, color in ZONE_COLORS.items():
+                share = counts.get(zone, 0) / total
+                axes.barh(row, share, left=left, color=color, height=0.66, edgecolor=PAPER)
+                if share >= _MIN_LABELLED:
+                    ink = "#ffffff" if zone in _DARK_FILLS else "#10201e"
+                    axes.text(
+                        left + share / 2, row, f"{share:.0%}", ha="center", va="center", color=ink,
+                        fontsize=9.5,
+                    )
+                left += share
+        _rows(axes, [f"iteration {number}" for number, _ in counted])
+        axes.set_xlim(0, 1)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        _color_legend(axes, ZONE_COLORS)
+        told = "; ".join(
+            f"iteration {number}: " + ", ".join(f"{zone} {counts.get(zone, 0)}" for zone in ZONE_COLORS)
+            for number, counts in counted
+        )
+        return to_svg(made, "zones", f"Questions by learning zone. {told}.")
+
+
+def token_lengths(iterations: Sequence[Iteration]) -> str:
+    """Distribution of the candidates' lengths, one ridge per iteration, medians marked."""
+    counted = [(turn.number, turn.num_tokens) for turn in iterations if turn.num_tokens]
+    longest = max(max(counts) for _, counts in counted)
+    width = max(1, -(-(longest + 1) // _NUM_BINS))
+    edges = list(range(0, longest + 1 + width, width))
+    with figure(WIDTH, 0.6 + 0.62 * len(counted), len(counted)) as (made, all_axes):
+        for axes, (number, counts) in zip(all_axes, counted, strict=True):
+            shares = _binned(counts, edges)
+            axes.stairs(shares, edges, fill=True, color="#5ab4ac", alpha=0.75)
+            middle = _quantile(counts, 0.5)
+            axes.axvline(middle, color=AFTER, linewidth=1.6)
+            axes.set_ylim(0, 1.15 * max(shares))
+            axes.annotate(
+                f"median {middle}\n90 %: {_quantile(counts, 0.05)} to {_quantile(counts, 0.95)}",
+                (1.02, 0.5),
+                xycoords="axes fraction",
+                va="center",
+                color=SOFT,
+                fontsize=9,
+                annotation_clip=False,
+            )
+            axes.set_yticks([])
+            axes.set_ylabel(f"iteration {number}", rotation=0, ha="right", va="center")
+        all_axes[-1].set_xlim(0, edges[-1])
+        all_axes[-1].set_xlabel("completion length, tokens")
+        told = "; ".join(
+            f"iteration {number}: median {_quantile(counts, 0.5)}, 5 % to 95 % "
+            f"{_quantile(counts, 0.05)} to {_quantile(counts, 0.95)}"
+            for number, counts in counted
+        )
+        return to_svg(made, "tokens", f"Completion lengths in tokens. {told}.")
+
+
+def _binned(counts: Mapping[int, int], edges: Sequence[int]) -> list[float]:
+    width = edges[1] - edges[0]
+    binned = [0.0] * (len(edges) - 1)
+    for length, count in counts.items():
+        binned[length // width] += count / sum(counts.values())
+    return binned
+
+
+def _quantile(counts: Mapping[int, int], level: float) -> int:
+    """The smallest length that at least `level` of the completions do not exceed."""
+    wanted = level * sum(counts.values())
+    passed = 0
+    for length in sorted(counts):
+        passed += counts[length]
+        if passed >= wanted:
+            return length
+    raise AssertionError("no completions")
+
+
+def losses(iterations: Sequence[Iteration]) -> str:
+    """Training loss of every optimizer step, iterations one after the other, with running means."""
+    trained = [(turn.number, turn.losses) for turn in iterations if turn.losses]
+    with figure(WIDTH, 3.0) as (made, (axes,)):
+        start = 0
+        for number, values in trained:
+            steps = range(start + 1, start + 1 + len(values))
+            axes.plot(steps, values, color="#5ab4ac", linewidth=0.9, alpha=0.75, marker=_dot(values))
+            axes.plot(steps, _running_mean(values), color=AFTER, linewidth=2.2)
+            if start:
+                axes.axvline(start + 0.5, color=GRID, linewidth=1.2)
+            axes.annotate(
+                f"iteration {number}",
+                (start + 0.5, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(5, 2),
+                textcoords="offset points",
+                va="bottom",
+                color=SOFT,
+                fontsize=9.5,
+            )
+            start += len(values)
+        axes.set_xlim(0.5, start + 0.5)
+        axes.grid(visible=True, axis="y")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss, nats per token")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        told = "; ".join(
+            f"iteration {number}: {values[0]:.3f} at the first of {len(values)} steps, "
+            f"{values[-1]:.3f} at the last"
+            for number, values in trained
+        )
+        return to_svg(made, "losses", f"Training loss per optimizer step. {told}.")
+
+
+def _dot(values: Sequence[float]) -> str:
+    return "." if len(values) == 1 else ""
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Mean of each value and its neighbours within a tenth of the run."""
+    reach = max(1, len(values) // 20)
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def categories(rows: Sequence[CategoryRow], after_name: str) -> str:
+    """Two models per category as dumbbells, with the adjusted p-value beside each."""
+    with figure(WIDTH, 0.9 + 0.44 * len(rows)) as (made, (axes,)):
+        for row, found in enumerate(rows):
+            ends = [100 * found.before, 100 * found.after]
+            axes.plot(ends, [row, row], color=GRID, linewidth=4, zorder=1)
+            axes.plot(ends[0], row, "o", color=BEFORE, markersize=8, zorder=2)
+            axes.plot(ends[1], row, "o", color=AFTER, markersize=9, zorder=3)
+            axes.annotate(
+                f"{ends[1] - ends[0]:+.1f} (p {_p_value(found.p_value_holm)})",
+                (1.02, row),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                color=INK,
+                fontsize=9.5,
+                annotation_clip=False,
+            )
+        values = [100 * value for found in rows for value in (found.before, found.after)]
+        axes.set_xlim(max(0, min(values) - 8), min(100, max(values) + 8))
+        _rows(axes, [f"{_short(found.category)} ({found.n})" for found in rows])
+        _percent_axis(axes, "x")
+        axes.grid(visible=True, axis="x")
+        _category_legend(axes, after_name)
+        told = "; ".join(
+            f"{found.category} ({found.n} questions): {found.before:.1%} to {found.after:.1%}, "
+            f"Holm-adjusted p {_p_value(found.p_value_holm)}"
+            for found in rows
+        )
+        return to_svg(made, "categories", f"Accuracy per category, base and {after_name}. {told}.")
+
+
+def _category_legend(axes: "Axes", after_name: str) -> None:
+    from matplotlib.lines import Line2D  # noqa: PLC0415 - see svg.figure
+
+    axes.figure.legend(
+        [Line2D([], [], color=color, marker="o", linestyle="") for color in (BEFORE, AFTER)],
+        ["base", after_name],
+        loc="outside upper left",
+        ncols=2,
+        handletextpad=0.1,
+        borderpad=0,
+    )
+
+
+def stage_times(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Seconds by stage, one stacked bar per part of the run."""
+    with figure(WIDTH, 0.9 + 0.46 * len(rows)) as (made, (axes,)):
+        for row, seconds in enumerate(rows.values()):
+            left = 0.0
+            for stage, value in seconds.items():
+                axes.barh(
+                    row, value, left=left, color=STAGE_COLORS[stage], height=0.66, edgecolor=PAPER
+                )
+                left += value
+            axes.annotate(
+                duration(left),
+                (left, row),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+                fontsize=9.5,
+            )
+        _rows(axes, list(rows))
+        longest = max(sum(seconds.values()) for seconds in rows.values())
+        axes.set_xlim(0, 1.16 * longest or 1)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        _color_legend(axes, STAGE_COLORS)
+        told = "; ".join(
+            f"{name}: " + ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
+            for name, seconds in rows.items()
+        )
+        return to_svg(made, "times", f"Time per stage. {told}.")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the form that a reader would say: 8.3 s, 4 min 05 s, 2 h 10 min."""
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004 - an hour
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _rows(axes: "Axes", names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+
+
+def _percent_axis(axes: "Axes", which: str) -> None:
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_formatter("{x:.0f}%")
+    axes.grid(visible=True, axis="y" if which == "y" else "x")
+
+
+def _color_legend(axes: "Axes", colors: Mapping[str, str]) -> None:
+    from matplotlib.patches import Patch  # noqa: PLC0415 - see svg.figure
+
+    axes.figure.legend(
+        [Patch(color=color) for color in colors.values()],
+        list(colors),
+        loc="outside upper left",
+        ncols=len(colors),
+        handlelength=0.9,
+        handleheight=0.9,
+        handletextpad=0.4,
+        columnspacing=1.0,
+        borderpad=0,
+    )
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"  # noqa: PLR2004 - what three digits show
+
+
+def _short(name: str) -> str:
+    printable = "".join(letter if letter.isprintable() else " " for letter in name)
+    return printable if len(printable) <= _MAX_NAME else f"{printable[: _MAX_NAME - 1]}…"
