@@ -3,8 +3,11 @@
 Not here: loading a model or asking it anything (engine/, qlora/).
 """
 
+import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Self
+
+from pydantic import model_validator
 
 from mmar_jobs.errors import GateError
 from mmar_jobs.manifest import canonical_json, sha256
@@ -32,18 +35,24 @@ class Canary(Record):
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if not self.token_ids or len(self.token_ids) != len(self.logprobs):
+            raise ValueError("needs at least one token, and one logprob for each")
+        return self
+
 
 def check_canary(expected: Canary, actual: Canary, *, model: str) -> None:
     """Raise GateError unless both canaries come from the same weights.
 
-    Token ids are compared up to the first place where the logprobs already tell the models apart: a
-    near tie may flip a later token of the very same model.
+    All token ids must be equal, and no logprob may be further off than rounding explains.
     """
-    drift = max(
-        (abs(a - b) for a, b in zip(expected.logprobs, actual.logprobs, strict=False)), default=0.0
-    )
-    if expected.token_ids == actual.token_ids and drift <= CANARY_TOLERANCE_NATS:
+    drifts = [abs(a - b) for a, b in zip(expected.logprobs, actual.logprobs, strict=False)]
+    if expected.token_ids == actual.token_ids and all(
+        drift <= CANARY_TOLERANCE_NATS for drift in drifts
+    ):
         return
+    drift = max(drifts, key=lambda value: math.inf if math.isnan(value) else value)
     raise GateError(
         f"the engine does not serve model {model}: its canary answer differs from the manifest's "
         f"(largest logprob difference {drift:.4f} nats, tokens {_head(actual.token_ids)} instead of "

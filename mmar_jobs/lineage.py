@@ -68,7 +68,7 @@ def last_verdict(store: Store, run_id: str) -> Artifact | None:
 
 def all_verdicts(store: Store, run_id: str) -> list[Artifact]:
     """Every verdict of the run, in order of iterations, without gaps."""
-    found = []
+    found: list[Artifact] = []
     while (artifact := find_artifact(store, verdict_key(run_id, len(found) + 1))) is not None:
         found.append(artifact)
     return found

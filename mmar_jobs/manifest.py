@@ -82,10 +82,17 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     """What differs between two recipes, as `path: old -> new`, for error messages."""
     found: list[str] = []
     for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
         path = f"{prefix}{key}"
+        if key not in old or key not in new:
+            found.append(f"{path}: {_shown(old, key)} -> {_shown(new, key)}")
+            continue
+        before, after = old[key], new[key]
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += difference(before, after, f"{path}.")
         elif before != after:
             found.append(f"{path}: {before!r} -> {after!r}")
     return found
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "nothing"

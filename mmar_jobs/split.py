@@ -20,15 +20,27 @@ def source_keys(question: Question) -> Iterator[tuple[str, str]]:
 
 
 def find_shared(questions: Sequence[Question], others: Sequence[Question]) -> dict[str, str]:
-    """Evidence by id for each of `questions` that shares a source with any of `others`."""
+    """Evidence by id for each of `questions` that shares a source with any of `others`.
+
+    Sharing is passed on: the file of a question whose video is among the others' is theirs, too, and
+    so is every other question about that file.
+    """
     owner = {key: other.id for other in others for key in source_keys(other)}
     shared: dict[str, str] = {}
-    for question in questions:
-        for kind, key in source_keys(question):
-            if (kind, key) in owner:
-                shown = key[:12] if kind == "audio" else key
-                shared[question.id] = f"has the same {kind} {shown} as {owner[kind, key]}"
-                break
+    num_before = -1
+    while len(shared) > num_before:
+        num_before = len(shared)
+        for question in questions:
+            if question.id in shared:
+                continue
+            hit = next((key for key in source_keys(question) if key in owner), None)
+            if hit is None:
+                continue
+            kind, key = hit
+            shown = key[:12] if kind == "audio" else key
+            shared[question.id] = f"has the same {kind} {shown} as {owner[hit]}"
+            for other_key in source_keys(question):
+                owner.setdefault(other_key, question.id)
     return shared
 
 
@@ -38,7 +50,7 @@ def split_by_source(
     """Split into (train, held-out) so that no source is on both sides; order is kept.
 
     Each group of connected questions is drawn by a hash of the seed and its smallest key, so adding
-    other questions never moves it; `fraction` is expected, not exact.
+    questions of other sources never moves it; `fraction` is expected, not exact.
     """
     group_of = _groups(questions)
     train: list[Question] = []
