@@ -73,17 +73,22 @@ def check_audio_tokens(actual: int, *, duration_s: float, question_id: str) -> N
     )
 
 
-def decode(data: bytes, name: str) -> Clip:
-    """Decode wav, flac, ogg or mp3 bytes to mono 16 kHz; a DataError says what is wrong with `name`."""
+def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
+    """Decode wav, flac, ogg or mp3 bytes to mono 16 kHz; a DataError says what is wrong with `name`.
+
+    A clip longer than `max_s` seconds is refused by its header, before it fills the memory.
+    """
     import librosa  # noqa: PLC0415 - heavy, and only stages that hear need it
     import soundfile  # noqa: PLC0415 - the same
 
     if not data:
         raise DataError(f"audio file {name} is empty: fetch it again")
     _check_riff_length(data, name)
+    _check_ogg_pages(data, name)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             num_frames, rate_hz, channels = file.frames, file.samplerate, file.channels
+            _check_length(num_frames / rate_hz, max_s, name)
             frames = file.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
@@ -100,11 +105,20 @@ def decode(data: bytes, name: str) -> Clip:
     if rate_hz != SAMPLE_RATE_HZ and len(mono):
         mono = librosa.resample(mono, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
     duration_s = len(mono) / SAMPLE_RATE_HZ
+    _check_length(duration_s, max_s, name)
     if duration_s < MIN_CLIP_S:
         raise DataError(
             f"audio file {name} lasts {duration_s:.3f} s, at least {MIN_CLIP_S} s needed"
         )
     return Clip(mono.astype(np.float32, copy=False), duration_s, rate_hz, channels)
+
+
+def _check_length(duration_s: float, max_s: float | None, name: str) -> None:
+    if max_s is not None and duration_s > max_s:
+        raise DataError(
+            f"clip {name} lasts {duration_s:.1f} s, more than the limit of {max_s:g} s: cut it, or "
+            "raise --data.max-clip-s"
+        )
 
 
 def _check_riff_length(data: bytes, name: str) -> None:
@@ -126,11 +140,25 @@ def _check_riff_length(data: bytes, name: str) -> None:
     raise DataError(f"audio file {name} is truncated: it has a WAV header but no sound")
 
 
+def _check_ogg_pages(data: bytes, name: str) -> None:
+    """Libsndfile takes the last whole page of a cut Ogg file for its end, so pages are walked here."""
+    position = 0
+    while data[position : position + 4] == b"OggS":
+        num_segments = data[position + 26] if position + 26 < len(data) else 0
+        body = position + 27 + num_segments
+        position = body + sum(data[position + 27 : body])
+        if position > len(data):
+            raise DataError(
+                f"audio file {name} is truncated: its last page lacks {position - len(data)} bytes: "
+                "fetch it again"
+            )
+
+
 class ClipReader:
     """Reads the clips of questions, checks that each is the file that ingest saw, keeps the last few."""
 
     def __init__(
-        self, audio_root: str, *, endpoint_url: str | None = None, num_kept: int = 256
+        self, audio_root: str, *, endpoint_url: str | None = None, num_kept: int = 64
     ) -> None:
         self._root = open_store(audio_root, endpoint_url=endpoint_url)
         self._endpoint_url = endpoint_url

@@ -15,8 +15,6 @@ from mmar_jobs.score import Accuracy, Score, score
 from mmar_jobs.store import read_uri
 from mmar_jobs.submission import problems, read_predictions
 
-MAX_SHOWN = 50
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -30,10 +28,7 @@ def validate(arguments: Sequence[str]) -> int:
     _add_meta(parser)
     chosen = parser.parse_args(arguments)
     found = problems(read_uri(chosen.zip), read_meta(chosen.meta))
-    for problem in found[:MAX_SHOWN]:
-        sys.stdout.write(f"{problem}\n")
-    if len(found) > MAX_SHOWN:
-        sys.stdout.write(f"and {len(found) - MAX_SHOWN} more\n")
+    sys.stdout.writelines(f"{problem}\n" for problem in found)
     if found:
         raise DataError(f"{chosen.zip} has {len(found)} problems")
     sys.stdout.write(f"{chosen.zip} is a valid submission\n")
@@ -42,9 +37,7 @@ def validate(arguments: Sequence[str]) -> int:
 
 def score_predictions(arguments: Sequence[str]) -> int:
     """Print official and strict accuracy with 95 % intervals, by category and sub-category."""
-    parser = _Parser(
-        "mmar-jobs score", description="Accuracy of predictions, with 95 %% intervals."
-    )
+    parser = _Parser("mmar-jobs score", description="Accuracy of predictions, with 95 % intervals.")
     parser.add_argument(
         "predictions",
         metavar="PREDICTIONS",

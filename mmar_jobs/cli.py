@@ -4,6 +4,7 @@ Not here: what commands do, and their settings.
 """
 
 import difflib
+import errno
 import signal
 import sys
 import threading
@@ -35,6 +36,13 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     except MmarError as error:
         _say(f"mmar-jobs {name}: {error}")
         return int(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(
+            f"mmar-jobs {name}: disk full ({error.filename}): free space, then run the same command"
+        )
+        return int(ExitCode.TRY_AGAIN)
     except KeyboardInterrupt:
         _say(f"mmar-jobs {name}: interrupted: run the same command again, finished work is kept")
         return int(ExitCode.TRY_AGAIN)

@@ -42,7 +42,9 @@ def _help(text: str) -> Any:
 class Group(BaseModel):
     """A frozen, closed group of settings; docstrings of subclasses head their section of --help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Names of fields that change where or how fast a stage runs, but not its result.
+    placement: ClassVar[frozenset[str]] = frozenset()
 
 
 class PromptRecipe(Group):
@@ -57,7 +59,9 @@ class DataRecipe(Group):
     heldout_fraction: Annotated[
         Fraction, _help("share of clips held out for the gate when --heldout is not given")
     ] = 0.1
-    max_clip_s: Annotated[float, _help("longest clip, seconds; longer ones are bad rows")] = 30.0
+    max_clip_s: Annotated[
+        float, Field(gt=0, description="longest clip, seconds; longer ones are bad rows")
+    ] = 30.0
     contamination: Annotated[
         Literal["refuse", "drop"],
         _help(
@@ -176,7 +180,9 @@ class InferRecipe(Group):
 
 
 class EngineSettings(Group):
-    """The engine that answers prompts (placement, but for rows_per_batch and dtype)."""
+    """The engine that answers prompts (recipe, but for threads)."""
+
+    placement: ClassVar[frozenset[str]] = frozenset({"threads"})
 
     dtype: Annotated[
         Literal["float32", "bfloat16"], _help("precision of the weights in process (recipe)")
@@ -386,8 +392,10 @@ def parse(command: type[C], argv: Sequence[str], *, prog: str) -> C:
 
 
 def recipe(*groups: tuple[str, Group]) -> dict[str, Any]:
-    """The named groups as the JSON object that goes into a fingerprint."""
-    return {name: group.model_dump(mode="json") for name, group in groups}
+    """The named groups, less their placement, as the JSON object that goes into a fingerprint."""
+    return {
+        name: group.model_dump(mode="json", exclude=set(group.placement)) for name, group in groups
+    }
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -33,6 +33,13 @@ def parse_questions(lines: Iterable[bytes | str], source: str) -> Iterator[Quest
     `source` becomes the data set's name where a row has none. Empty lines are skipped. A file that
     is one JSON array is read whole, and its rows are numbered instead of its lines.
     """
+    return (row for _, row in parse_numbered(lines, source))
+
+
+def parse_numbered(
+    lines: Iterable[bytes | str], source: str
+) -> Iterator[tuple[int, Question | BadRow]]:
+    """Like parse_questions, each row with its place in the file from 1."""
     first_line_by_id: dict[str, int] = {}
     for line_number, row in _rows(lines):
         parsed = row if isinstance(row, BadRow) else _question(row, line_number, source)
@@ -42,7 +49,7 @@ def parse_questions(lines: Iterable[bytes | str], source: str) -> Iterator[Quest
                 first_line_by_id[parsed.id] = line_number
             else:
                 parsed = _bad(line_number, parsed.id, f"its id is already that of line {first}")
-        yield parsed
+        yield line_number, parsed
 
 
 def _rows(lines: Iterable[bytes | str]) -> Iterator[tuple[int, Any]]:

@@ -121,7 +121,9 @@ class LocalEngine:
         cache.batch_select_indices(request_R)
         alive_R = torch.arange(len(rows))
         logits_RV, mask_RL = logits_BV[request_R], mask_BS[request_R]
-        history_RL = input_ids_BS[request_R]
+        # A repetition penalty sees no padding: its token also ends an answer, and a row's pads depend
+        # on its neighbours.
+        history_RL = torch.where(mask_BS, input_ids_BS, input_ids_BS[:, -1:])[request_R]
         for position in range(sampling.max_tokens):
             token_R, logprob_R = chooser.choose(logits_RV, history_RL, alive_R, position)
             stopped_R = torch.isin(token_R, self._stop_ids.to(token_R.device))

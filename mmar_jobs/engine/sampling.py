@@ -24,7 +24,7 @@ from mmar_jobs.engine import Sampling
 
 
 def draw_seed(seed: int, question_id: str, draw: int) -> int:
-    """The 63-bit seed of one draw, recorded in its candidate."""
+    """The 63-bit seed of one draw, from the seed that its candidate records."""
     digest = hashlib.sha256(f"{seed}\0{question_id}\0{draw}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

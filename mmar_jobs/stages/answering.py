@@ -33,7 +33,8 @@ class Asking:
     """How a list of questions is asked: prompt, draws, and whether the sound is muted.
 
     `blocks` are draw indices asked one after the other; with `top_k` set, a question whose fate is
-    settled after a block is not asked again.
+    settled after a block is not asked again: enough correct answers among at least `min_valid` valid
+    ones, or nothing but correct, or but wrong ones, after the second block.
     """
 
     prompt_version: str
@@ -42,6 +43,7 @@ class Asking:
     questions_per_shard: int
     muted: bool = False
     top_k: int | None = None
+    min_valid: int = 1
 
 
 def greedy(recipe: SamplingRecipe, prompt_version: str, *, muted: bool = False) -> Asking:
@@ -144,6 +146,8 @@ class Asker:
             return False
         grades = [grade(candidate, question) for candidate in candidates]
         num_correct, num_valid = rate(grades)
+        if num_valid < self.asking.min_valid:
+            return False
         is_mixed = self.asking.top_k <= num_correct < num_valid
         is_uniform = num_correct in (0, num_valid) and len(candidates) > len(self.asking.blocks[0])
         return is_mixed or is_uniform

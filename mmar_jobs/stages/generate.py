@@ -44,6 +44,7 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
         blocks=tuple(_blocks(command.sampling)),
         questions_per_shard=command.sampling.questions_per_shard,
         top_k=command.filter.top_k if command.sampling.adaptive else None,
+        min_valid=command.filter.min_valid if command.sampling.adaptive else 1,
     )
     return made.make(candidates_key(command.run_id, command.iteration), asking, asked)
 
@@ -108,6 +109,7 @@ class _Maker:
             "iteration": command.iteration,
             "muted": asking.muted,
             "top_k": asking.top_k,
+            "min_valid": asking.min_valid,
         }
 
     def _inputs(self) -> dict[str, str]:

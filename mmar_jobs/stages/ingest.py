@@ -5,6 +5,7 @@ parse, clips decode, training shares nothing with the benchmark, and no clip is 
 held-out split. Not here: foreign row formats (datasets/), near-duplicate audio.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, begin
 from mmar_jobs.audio import SAMPLE_RATE_HZ, ClipReader, decode
-from mmar_jobs.datasets.mmar import BadRow, parse_questions
-from mmar_jobs.errors import DataError, GateError
+from mmar_jobs.datasets.mmar import BadRow, parse_numbered
+from mmar_jobs.errors import DataError, GateError, SettingsError
 from mmar_jobs.layout import questions_key
 from mmar_jobs.manifest import sha256
 from mmar_jobs.records import Question, Record
@@ -26,7 +27,11 @@ STAGE: Final = "ingest"
 TRAIN: Final = "train"
 HELDOUT: Final = "heldout"
 BENCHMARK: Final = "benchmark"
+REJECTS: Final = "rejects.jsonl.gz"
 _NUM_SHOWN: Final = 3
+_NUM_LISTED: Final = 100
+# What the tokenizer would read as control tokens: such a text would end or fake a turn of the chat.
+_CONTROL: Final = re.compile(r"<\|\w+\|>|</?think>")
 
 
 class Reject(Record):
@@ -36,6 +41,7 @@ class Reject(Record):
     line_number: int
     id: str | None
     reason: str
+    is_contaminated: bool = False
 
 
 @dataclass
@@ -47,6 +53,13 @@ class _Source:
     audio_root: str
     questions: list[Question] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
+    line_of: dict[str, int] = field(default_factory=dict)
+
+    def reject(self, line_number: int, question_id: str | None, reason: str) -> None:
+        """Leave a row out."""
+        self.rejects.append(
+            Reject(source=self.name, line_number=line_number, id=question_id, reason=reason)
+        )
 
 
 def shard_name(split: str) -> str:
@@ -67,20 +80,21 @@ def run(command: IngestCommand, edges: Edges) -> Artifact:
             inputs={source.name: sha256(source.data) for source in sources},
         )
         if isinstance(draft, Artifact):
+            _report(list(draft.read_records(REJECTS, Reject)), edges, strict=command.strict)
             return draft
         for source in sources:
             _read(source, command.data, edges, endpoint_url=command.endpoint_url)
+        _report([r for source in sources for r in source.rejects], edges, strict=command.strict)
+        splits = _split({source.name: source for source in sources}, command.data)
         rejects = [reject for source in sources for reject in source.rejects]
-        _report(rejects, edges, strict=command.strict)
-        splits = _split({source.name: source for source in sources}, command.data, rejects)
         for split, questions in splits.items():
             draft.write_records(shard_name(split), questions)
-        draft.write_records("rejects.jsonl.gz", rejects)
+        draft.write_records(REJECTS, rejects)
     return draft.finish(
-        [*map(shard_name, splits), "rejects.jsonl.gz"],
+        [*map(shard_name, splits), REJECTS],
         counts={f"num_{split}": len(rows) for split, rows in splits.items()}
         | {"num_rejects": len(rejects)},
-        metrics={},
+        metrics={"rejects": [reject.model_dump() for reject in rejects[:_NUM_LISTED]]},
         placement={"audio_roots": _audio_roots(sources)},
         cost=cost,
     )
@@ -90,7 +104,7 @@ def _given(command: IngestCommand) -> list[tuple[str, str]]:
     for name, uri in ((TRAIN, command.questions), (BENCHMARK, command.benchmark)):
         if not uri:
             flag = "--questions" if name == TRAIN else "--benchmark"
-            raise DataError(
+            raise SettingsError(
                 f"{flag} is needed: a path or URI of a JSONL file with {name} questions"
             )
     given = [(TRAIN, command.questions), (BENCHMARK, command.benchmark)]
@@ -111,30 +125,29 @@ def _audio_roots(sources: Sequence[_Source]) -> dict[str, str]:
 
 def _read(source: _Source, recipe: DataRecipe, edges: Edges, *, endpoint_url: str | None) -> None:
     """Parse a source's rows and decode every clip once."""
-    rows: list[tuple[int, Question]] = []
-    for number, row in enumerate(parse_questions(source.data.splitlines(), source.name), 1):
-        if isinstance(row, BadRow):
-            source.rejects.append(_reject(source, row.line_number, row.id, row.reason))
-        elif source.name != BENCHMARK and row.answer is None:
-            source.rejects.append(_reject(source, number, row.id, "has no answer to learn from"))
+    rows: list[Question] = []
+    for number, row in parse_numbered(source.data.splitlines(), source.name):
+        problem = row.reason if isinstance(row, BadRow) else _problem(row, source.name)
+        if isinstance(row, BadRow) or problem:
+            source.reject(number, row.id, problem)
         else:
-            rows.append((number, row))
+            source.line_of[row.id] = number
+            rows.append(row)
 
     clips = ClipReader(source.audio_root, endpoint_url=endpoint_url)
 
-    def probe(item: tuple[int, Question]) -> Question | Reject:
-        number, question = item
+    def probe(question: Question) -> Question | str:
         try:
             return _probed(question, clips, recipe.max_clip_s)
         except DataError as error:
-            return _reject(source, number, question.id, str(error))
+            return str(error)
 
     label = f"checking {source.name} clips"
     with edges.track(label, len(rows)) as advance, ThreadPoolExecutor(max_workers=4) as pool:
-        for result in pool.map(probe, rows):
+        for row, result in zip(rows, pool.map(probe, rows), strict=True):
             advance(1)
-            if isinstance(result, Reject):
-                source.rejects.append(result)
+            if isinstance(result, str):
+                source.reject(source.line_of[row.id], row.id, result)
             else:
                 source.questions.append(result)
     if not source.questions:
@@ -144,24 +157,25 @@ def _read(source: _Source, recipe: DataRecipe, edges: Edges, *, endpoint_url: st
         )
 
 
+def _problem(question: Question, source: str) -> str:
+    """Why a well-formed question cannot be used, or an empty text."""
+    if source != BENCHMARK and question.answer is None:
+        return "has no answer to learn from"
+    found = _CONTROL.search("\n".join([question.text, *question.choices]))
+    return f"its text holds the control token {found.group()}: remove it" if found else ""
+
+
 def _probed(question: Question, clips: ClipReader, max_clip_s: float) -> Question:
     data = clips.read_bytes(question)
-    clip = decode(data, question.audio)
-    if clip.duration_s > max_clip_s:
-        raise DataError(
-            f"clip {question.audio} lasts {clip.duration_s:.1f} s, more than the limit of "
-            f"{max_clip_s:g} s: cut it, or raise --data.max-clip-s"
-        )
+    clip = decode(data, question.audio, max_s=max_clip_s)
     return question.model_copy(
         update={"audio_sha256": sha256(data), "audio_s": len(clip.waveform) / SAMPLE_RATE_HZ}
     )
 
 
-def _reject(source: _Source, line_number: int, question_id: str | None, reason: str) -> Reject:
-    return Reject(source=source.name, line_number=line_number, id=question_id, reason=reason)
-
-
-def _report(rejects: Sequence[Reject], edges: Edges, *, strict: bool) -> None:
+def _report(found: Sequence[Reject], edges: Edges, *, strict: bool) -> None:
+    """Warn of bad rows, or fail where the caller is strict; contaminated ones were asked to go."""
+    rejects = [reject for reject in found if not reject.is_contaminated]
     if not rejects:
         return
     shown = "; ".join(
@@ -174,25 +188,16 @@ def _report(rejects: Sequence[Reject], edges: Edges, *, strict: bool) -> None:
     edges.log.warning("rows_rejected", num_rejects=len(rejects), first=shown)
 
 
-def _split(
-    sources: dict[str, _Source], recipe: DataRecipe, rejects: list[Reject]
-) -> dict[str, list[Question]]:
+def _split(sources: dict[str, _Source], recipe: DataRecipe) -> dict[str, list[Question]]:
     """Guard the benchmark, then separate training from held-out questions by their sources."""
     benchmark = sources[BENCHMARK].questions
-    guarded = {
-        name: _guard(source, benchmark, recipe, rejects)
-        for name, source in sources.items()
-        if name != BENCHMARK
-    }
-    if HELDOUT in guarded:
-        train, heldout = guarded[TRAIN], guarded[HELDOUT]
-        _refuse_shared(
-            find_shared(train, heldout), "training questions share a source with --heldout"
-        )
+    train = _guard(sources[TRAIN], benchmark, "the benchmark", recipe)
+    if HELDOUT in sources:
+        heldout = _guard(sources[HELDOUT], benchmark, "the benchmark", recipe)
+        sources[TRAIN].questions = train
+        train = _guard(sources[TRAIN], heldout, "--heldout", recipe)
     else:
-        train, heldout = split_by_source(
-            guarded[TRAIN], fraction=recipe.heldout_fraction, seed=recipe.seed
-        )
+        train, heldout = split_by_source(train, fraction=recipe.heldout_fraction, seed=recipe.seed)
     for name, questions in ((TRAIN, train), (HELDOUT, heldout)):
         if not questions:
             raise DataError(
@@ -202,23 +207,27 @@ def _split(
 
 
 def _guard(
-    source: _Source, benchmark: Sequence[Question], recipe: DataRecipe, rejects: list[Reject]
+    source: _Source, others: Sequence[Question], whose: str, recipe: DataRecipe
 ) -> list[Question]:
-    shared = find_shared(source.questions, benchmark)
-    if recipe.contamination == "refuse":
-        _refuse_shared(shared, f"{source.name} questions are contaminated by the benchmark")
-    for question_id, evidence in shared.items():
-        rejects.append(_reject(source, 0, question_id, f"is contaminated: {evidence}"))
+    """The questions of a source that share nothing with `others`; refuses or drops the rest."""
+    shared = find_shared(source.questions, others)
+    if shared and recipe.contamination == "refuse":
+        shown = "; ".join(f"{key} {why}" for key, why in list(shared.items())[:_NUM_SHOWN])
+        raise GateError(
+            f"{len(shared)} {source.name} questions are contaminated by {whose}: {shown}: remove "
+            "these rows, or drop them with --data.contamination drop"
+        )
+    source.rejects += [
+        Reject(
+            source=source.name,
+            line_number=source.line_of[key],
+            id=key,
+            reason=f"is contaminated by {whose}: {why}",
+            is_contaminated=True,
+        )
+        for key, why in shared.items()
+    ]
     return [question for question in source.questions if question.id not in shared]
-
-
-def _refuse_shared(shared: dict[str, str], what: str) -> None:
-    if not shared:
-        return
-    shown = "; ".join(f"{key} {evidence}" for key, evidence in list(shared.items())[:_NUM_SHOWN])
-    raise GateError(
-        f"{len(shared)} {what}: {shown}: remove these rows, or drop them with --data.contamination drop"
-    )
 
 
 def audio_root(questions: Artifact, split: str, override: str) -> str:
