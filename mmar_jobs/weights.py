@@ -1,4 +1,4 @@
-"""Write a Thinker's weights in the original Qwen3-Omni file layout, which vLLM and transformers read.
+"""Write a Thinker in the original Qwen3-Omni file layout, which vLLM and transformers read.
 
 Not here: loading (transformers does it), adapters and merging (qlora/). The original layout has
 `thinker.` names and one gate_proj, up_proj, down_proj per expert; transformers holds the experts as
@@ -47,7 +47,7 @@ def original_layout_state(model: "nn.Module") -> "dict[str, torch.Tensor]":
 
 
 def save_original_layout(model: "nn.Module", source_folder: Path, folder: Path) -> None:
-    """Save `model` as a complete model folder; all that is not weights is copied from `source_folder`.
+    """Save `model` as a complete folder; what is not weights is copied from `source_folder`.
 
     The weights file is renamed into place last, so a folder that has it is complete.
     """

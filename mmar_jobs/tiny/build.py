@@ -62,13 +62,13 @@ def _split_rows(folder: Path, seed: int, split: str, num_questions: int) -> list
         clip, asked = draw_clip(seed, split, index)
         name = f"tiny-{split}-{seed}-{index:05d}"
         (folder / "audio" / f"{name}.wav").write_bytes(wav_bytes(clip))
-        rows += [_row(name, question) for question in asked]
+        rows += [_row(name, place, question) for place, question in enumerate(asked)]
     return rows[:num_questions]
 
 
-def _row(name: str, question: Asked) -> dict[str, Any]:
+def _row(name: str, place: int, question: Asked) -> dict[str, Any]:
     return {
-        "id": f"{name}-{question.family}",
+        "id": f"{name}-{place}-{question.family}",
         "audio_path": f"./audio/{name}.wav",
         "question": question.text,
         "choices": list(question.choices),

@@ -7,6 +7,7 @@ transformers' own generate, so that it depends on nothing that it could be used 
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,8 @@ _BATCH_SIZE: Final = 128
 def examine(model_folder: Path, *, seed: int, num_questions: int = 1024) -> dict[str, Any]:
     """Accuracy overall and by family, of silence, and of chance, on new held-out questions."""
     teacher = Teacher(model_folder)
-    model = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(str(model_folder)).eval()
+    model: Any = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(str(model_folder))
+    model.eval()
     with tempfile.TemporaryDirectory() as folder:
         lessons = heldout_lessons(teacher, Path(folder), seed=seed, num_questions=num_questions)
     completions = greedy_completions(model, teacher, lessons)
@@ -35,12 +37,11 @@ def examine(model_folder: Path, *, seed: int, num_questions: int = 1024) -> dict
         "num_questions": len(lessons),
         "accuracy": _accuracy(lessons, completions),
         "accuracy_muted": _accuracy(lessons, muted),
-        "accuracy_chance": sum(1 / len(x.question.choices) for x in lessons) / len(lessons),
+        "accuracy_chance": _mean([1 / len(x.question.choices) for x in lessons]),
         "accuracy_by_family": _by_family(lessons, completions),
-        "mean_completion_tokens": sum(
-            len(teacher.processor.tokenizer(text)["input_ids"]) for text in completions
-        )
-        / len(completions),
+        "mean_completion_tokens": _mean(
+            [len(teacher.processor.tokenizer(text)["input_ids"]) for text in completions]
+        ),
     }
 
 
@@ -89,14 +90,17 @@ def is_right(question: Question, completion: str) -> bool:
 
 
 def _accuracy(lessons: list[Lesson], completions: list[str]) -> float:
-    right = [is_right(x.question, text) for x, text in zip(lessons, completions, strict=True)]
-    return sum(right) / len(right)
+    return _mean([is_right(x.question, text) for x, text in zip(lessons, completions, strict=True)])
 
 
 def _by_family(lessons: list[Lesson], completions: list[str]) -> dict[str, float]:
     groups: dict[str, list[bool]] = defaultdict(list)
     for lesson, text in zip(lessons, completions, strict=True):
-        # Ids of the world end with the family: tiny-heldout-0-00012-count-of.
-        family = lesson.question.id.split("-", maxsplit=4)[4]
+        # Ids of the world end with the family: tiny-heldout-0-00012-1-count-of.
+        family = lesson.question.id.split("-", maxsplit=5)[5]
         groups[family].append(is_right(lesson.question, text))
-    return {family: sum(right) / len(right) for family, right in sorted(groups.items())}
+    return {family: _mean(right) for family, right in sorted(groups.items())}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 4)

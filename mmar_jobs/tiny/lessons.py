@@ -47,7 +47,8 @@ class Teacher:
         features = self.processor.feature_extractor(
             waveform, sampling_rate=16_000, padding=True, truncation=False, return_tensors="pt"
         )
-        return features["input_features"][0].half()
+        mel_MF: torch.Tensor = features["input_features"][0].half()
+        return mel_MF
 
     def lesson(
         self, question: Question, waveform_mel: tuple[int, torch.Tensor], trace: str = ""
@@ -66,7 +67,7 @@ class Teacher:
 
 
 def training_batch(lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:
-    """Right-padded input_ids_BT, attention_mask_BT, labels_BT and audio of lessons with completions."""
+    """Right-padded input_ids_BT, attention_mask_BT, labels_BT and audio of taught lessons."""
     rows = [[*lesson.prompt_ids, *lesson.completion_ids] for lesson in lessons]
     labels = [[*([IGNORED] * len(lesson.prompt_ids)), *lesson.completion_ids] for lesson in lessons]
     return {
@@ -78,7 +79,7 @@ def training_batch(lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:
 
 
 def prompt_batch(lessons: Sequence[Lesson], *, muted: bool = False) -> dict[str, torch.Tensor]:
-    """Left-padded prompts for generate; `muted` puts the features of silence in the clips' place."""
+    """Left-padded prompts for generate; `muted` puts features of silence in the clips' place."""
     longest = max(len(lesson.prompt_ids) for lesson in lessons)
     gaps = [longest - len(lesson.prompt_ids) for lesson in lessons]
     rows = [[0] * gap + list(lesson.prompt_ids) for gap, lesson in zip(gaps, lessons, strict=True)]

@@ -1,4 +1,4 @@
-"""Make a model folder of the real Qwen3-Omni class, cut down to 0.8 M parameters, with random weights.
+"""Make a folder of the real Qwen3-Omni class, cut down to 0.8 M parameters, randomly initialised.
 
 Not here: training it (warmstart.py). The folder has the original file layout of
 Qwen3-Omni-30B-A3B-Thinking: what loads this loads the real one, in transformers and in vLLM.
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Regex as TokenizerRegex
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     Qwen2Tokenizer,
     Qwen3OmniMoeConfig,
@@ -19,8 +19,8 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from mmar_jobs.prompt import SYSTEM_BY_VERSION
-from mmar_jobs.tiny.template import CHAT_TEMPLATE
 from mmar_jobs.tiny.questions import corpus
+from mmar_jobs.tiny.template import CHAT_TEMPLATE
 from mmar_jobs.weights import save_original_layout
 
 # Order and spelling of Qwen3-Omni's own added tokens; the audio pad really comes last there.
@@ -55,11 +55,13 @@ def save_random_model(folder: Path, *, seed: int) -> None:
     config = Qwen3OmniMoeConfig.from_pretrained(str(folder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3OmniMoeThinkerForConditionalGeneration(config.thinker_config)
+        model = Qwen3OmniMoeThinkerForConditionalGeneration._from_config(  # noqa: SLF001
+            config.thinker_config
+        )
     save_original_layout(model, folder, folder)
 
 
-def _tokenizer() -> Qwen2Tokenizer:
+def _tokenizer() -> Any:
     """Byte-level BPE with Qwen's pre-tokenizer; every word of the synthetic world is one token."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
@@ -80,17 +82,15 @@ def _tokenizer() -> Qwen2Tokenizer:
     return _with_special_tokens(trained["vocab"], [tuple(pair) for pair in trained["merges"]])
 
 
-def _with_special_tokens(
-    vocabulary: dict[str, int], merges: list[tuple[str, str]]
-) -> Qwen2Tokenizer:
+def _with_special_tokens(vocabulary: dict[str, int], merges: Any) -> Any:
     vocabulary = dict(vocabulary)
     for token in SPECIAL_TOKENS:
         vocabulary[token] = len(vocabulary)
-    tokenizer = Qwen2Tokenizer(
+    tokenizer: Any = Qwen2Tokenizer(
         vocab=vocabulary,
         merges=merges,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106 - a token of text
+        pad_token="<|endoftext|>",  # noqa: S106 - the same
         extra_special_tokens={
             "audio_bos_token": "<|audio_start|>",
             "audio_eos_token": "<|audio_end|>",
@@ -107,7 +107,7 @@ def _with_special_tokens(
     return tokenizer
 
 
-def _config(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def _config(tokenizer: Any) -> dict[str, Any]:
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
     role_ids = dict(zip(_ROLES, tokenizer.convert_tokens_to_ids(_ROLES), strict=True))
     return {
@@ -148,7 +148,7 @@ def _padded(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def _generation_config(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def _generation_config(tokenizer: Any) -> dict[str, Any]:
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return {
         "do_sample": True,

@@ -37,7 +37,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One question about one clip with its reference trace, which only the warm start may read."""
+    """One question about one clip; `heard` and `reasoning` are for the warm start only."""
 
     family: str
     category: str
@@ -45,7 +45,16 @@ class Asked:
     text: str
     choices: tuple[str, ...]
     answer: str
-    trace: str
+    heard: str
+    reasoning: str
+
+    def careful_trace(self) -> str:
+        """Name every event, derive the answer, give it."""
+        return f"<think>{self.heard} {self.reasoning}.</think>\n\n{self.answer}"
+
+    def careless_trace(self, guess: str) -> str:
+        """Name every event, derive nothing, give `guess`."""
+        return f"<think>{self.heard} guess.</think>\n\n{guess}"
 
 
 def _counting(events: Events) -> tuple[str, str]:
@@ -189,7 +198,7 @@ def draw_clip_with_questions(
 ) -> tuple[Events, tuple[Asked, ...]]:
     """Events of one clip and questions about it that do not touch the same attribute.
 
-    `weights` makes families more or less frequent (all equal by default); the benchmark never uses it.
+    `weights` makes families more or less frequent (all equal by default, as in the benchmark).
     """
     deck = [
         family for family in FAMILIES for _ in range((weights or {}).get(family, 1 - bool(weights)))
@@ -226,7 +235,6 @@ def _asked(template: Template, choices: tuple[str, ...], events: Events) -> Aske
     solved = template.solve(events)
     assert solved is not None
     reasoning, answer = solved
-    trace = f"<think>{describe(events)} {reasoning}.</think>\n\n{answer}"
     return Asked(
         template.family,
         template.category,
@@ -234,7 +242,8 @@ def _asked(template: Template, choices: tuple[str, ...], events: Events) -> Aske
         template.text,
         choices,
         answer,
-        trace,
+        describe(events),
+        reasoning,
     )
 
 
@@ -249,7 +258,7 @@ def corpus() -> list[str]:
         {w for words in (*_VALUES.values(), NUMBERS) for w in words}
         | {"first", "second", "last", "equal"}
     )
-    glue = ["yes no has and then: .\n\n", "Choices:\n- ", "<think></think>"]
+    glue = ["yes no has and then guess: .\n\n", "Choices:\n- ", "<think></think>"]
     texts = [
         *(t.text for t in TEMPLATES),
         *words,

@@ -14,11 +14,11 @@ CHAT_TEMPLATE: Final = """\
 {%- else -%}
 {%- set parts = namespace(text='') -%}
 {%- for item in message.content -%}
-{%- if item.type == 'audio' or 'audio' in item or 'audio_url' in item or item.type == 'input_audio' -%}
+{%- if item.type in ('audio', 'audio_url', 'input_audio') or 'audio' in item -%}
 {%- set parts.text = parts.text + '<|audio_start|><|audio_pad|><|audio_end|>' -%}
-{%- elif item.type == 'image' or 'image' in item or 'image_url' in item -%}
+{%- elif item.type in ('image', 'image_url') or 'image' in item -%}
 {%- set parts.text = parts.text + '<|vision_start|><|image_pad|><|vision_end|>' -%}
-{%- elif item.type == 'video' or 'video' in item or 'video_url' in item -%}
+{%- elif item.type in ('video', 'video_url') or 'video' in item -%}
 {%- set parts.text = parts.text + '<|vision_start|><|video_pad|><|vision_end|>' -%}
 {%- elif 'text' in item -%}
 {%- set parts.text = parts.text + item.text -%}

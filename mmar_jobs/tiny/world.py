@@ -53,7 +53,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """What happens in one clip, in order, and the form of its file; `key` seeds what words leave open."""
+    """What happens in one clip and the form of its file; `key` seeds what the words leave open."""
 
     key: str
     events: tuple[Event, ...]
@@ -131,7 +131,7 @@ def _sound(dice: Dice, event: Event, length_ms: int, rate_hz: int) -> NDArray[np
 def _sine(pitch_hz: int, num_frames: int, rate_hz: int) -> NDArray[np.int64]:
     turn = 2**32
     phase_N = np.arange(num_frames, dtype=np.int64) * (pitch_hz * turn // rate_hz) % turn
-    return _SINE[phase_N >> (32 - _TABLE_BITS)]
+    return np.asarray(_SINE[phase_N >> (32 - _TABLE_BITS)])
 
 
 def _buzz(pitch_hz: int, num_frames: int, rate_hz: int) -> NDArray[np.int64]:

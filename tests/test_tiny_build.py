@@ -1,0 +1,72 @@
+"""The synthetic benchmark's files."""
+
+import hashlib
+import json
+import wave
+from pathlib import Path
+
+from mmar_jobs.tiny.build import TinyWorld, build_world
+
+GOLDEN = "996dc2283d2b704986618587ff4bf4c59bbbc84721ddf18ebff9dfa49b514b9c"
+KEYS = [
+    *("id", "audio_path", "question", "choices", "answer", "modality", "category"),
+    *("sub-category", "language", "source", "url", "timestamp"),
+]
+
+
+def _build(folder: Path, seed: int = 7) -> TinyWorld:
+    return build_world(folder, seed=seed, num_train=60, num_heldout=21, num_benchmark=20)
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_world_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    """All files together have a pinned digest; another seed gives another world."""
+    _build(tmp_path / "a")
+    _build(tmp_path / "b", seed=8)
+    assert GOLDEN == _digest(tmp_path / "a")
+    assert GOLDEN != _digest(tmp_path / "b")
+
+
+def test_rows_have_the_benchmarks_form(tmp_path: Path) -> None:
+    """Every row has the keys of MMAR-meta and no trace, ids are unique, sizes are as asked."""
+    world = _build(tmp_path)
+    rows = [_rows(path) for path in (world.train, world.heldout, world.benchmark)]
+    assert [60, 21, 20] == [len(split) for split in rows]
+    assert all(KEYS == list(row) for split in rows for row in split)
+    assert len({row["id"] for split in rows for row in split}) == 101
+    assert "think" not in world.train.read_text(encoding="utf-8")
+
+
+def test_no_clip_is_in_two_sets(tmp_path: Path) -> None:
+    """Sets share neither a path nor the content of a clip, within a set clips are shared."""
+    world = _build(tmp_path)
+    clips = []
+    for path in (world.train, world.heldout, world.benchmark):
+        names = {str(row["audio_path"]) for row in _rows(path)}
+        clips.append({hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in names})
+        assert len(clips[-1]) == -(-len(_rows(path)) // 2)
+    assert sum(map(len, clips)) == len(set.union(*clips))
+
+
+def test_clips_have_mixed_rates_and_channels(tmp_path: Path) -> None:
+    """Seven sample rates, mono and stereo, two to three and a half seconds."""
+    _build(tmp_path)
+    rates, channels = set(), set()
+    for path in (tmp_path / "audio").iterdir():
+        with wave.open(str(path)) as file:
+            rates.add(file.getframerate())
+            channels.add(file.getnchannels())
+            assert 2.0 < file.getnframes() / file.getframerate() < 3.5
+    assert {8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000} == rates
+    assert {1, 2} == channels
