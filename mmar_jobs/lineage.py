@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmar_jobs.artifact import Artifact, find_artifact, require_artifact
-from mmar_jobs.errors import GateError
+from mmar_jobs.errors import GateError, SettingsError
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import adapter_key, run_key, verdict_key
+from mmar_jobs.prompt import template_hash
 from mmar_jobs.store import Store
 
 VERDICT = "verdict.json"
@@ -81,6 +82,16 @@ def check_base(artifact: Artifact, base_digest: str) -> None:
         raise GateError(
             f"{artifact.key} was made with base model {other[:12]}, --model is {base_digest[:12]}: "
             f"give the folder that {run_key('…')} began with, or start another --run-id"
+        )
+
+
+def check_prompt(artifact: Artifact, version: str) -> None:
+    """Raise SettingsError when `artifact` was made with another prompt than `version` renders."""
+    made = artifact.manifest.recipe
+    if made["template_hash"] != template_hash(version):
+        raise SettingsError(
+            f"{artifact.key} was made with prompt {made['prompt']['version']}, --prompt.version is "
+            f"{version}: ask a model as it was trained: use the same prompt or another --run-id"
         )
 
 

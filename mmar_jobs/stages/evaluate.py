@@ -19,6 +19,7 @@ from mmar_jobs.lineage import (
     all_verdicts,
     as_record,
     check_base,
+    check_prompt,
     child_of,
     parent_of,
 )
@@ -44,6 +45,7 @@ def run(command: EvaluateCommand, edges: Edges) -> Artifact:
     child = child_of(store, run_id, command.iteration)
     assert child.adapter is not None, "an iteration's child always has an adapter"
     check_base(child.adapter, base_digest)
+    check_prompt(child.adapter, command.prompt.version)
     parent = parent_of(store, run_id, command.iteration)
     exam = _Exam(command, edges, questions, base_digest)
     parent_answers = exam.answers(parent, "parent")
@@ -62,7 +64,8 @@ def run(command: EvaluateCommand, edges: Edges) -> Artifact:
         store,
         verdict_key(run_id, command.iteration),
         stage=STAGE,
-        recipe=recipe(("gate", command.gate)) | {"base_digest": base_digest},
+        recipe=recipe(("gate", command.gate), ("prompt", command.prompt))
+        | {"template_hash": template_hash(command.prompt.version), "base_digest": base_digest},
         inputs=inputs,
     )
     if isinstance(draft, Artifact):

@@ -12,7 +12,7 @@ from typing import Any, Final
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
 from mmar_jobs.layout import candidates_key, muted_key, questions_key
-from mmar_jobs.lineage import Model, check_base, parent_of
+from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.qlora.load import model_digest
 from mmar_jobs.records import Candidate, Question
@@ -31,6 +31,7 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
     base_digest = model_digest(Path(command.model))
     if parent.adapter is not None:
         check_base(parent.adapter, base_digest)
+        check_prompt(parent.adapter, command.prompt.version)
     asked = pick_questions(
         read_split(questions, TRAIN), command.sampling, iteration=command.iteration
     )

@@ -12,11 +12,12 @@ from typing import Final
 
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
+from mmar_jobs.errors import GateError
 from mmar_jobs.layout import predictions_key, questions_key
-from mmar_jobs.lineage import BASE, as_record, best_model, check_base
+from mmar_jobs.lineage import BASE, as_record, best_model, check_base, check_prompt
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.qlora.load import model_digest
-from mmar_jobs.records import Candidate, Prediction, Question
+from mmar_jobs.records import Candidate, Finish, Prediction, Question
 from mmar_jobs.settings import InferCommand, recipe
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import Asker, Asking, drawn, greedy, open_checked_engine
@@ -24,6 +25,7 @@ from mmar_jobs.stages.ingest import BENCHMARK, audio_root, read_split
 
 STAGE: Final = "infer"
 PREDICTIONS: Final = "predictions.jsonl.gz"
+_MAX_UNANSWERED_SHARE: Final = 0.5
 
 
 def run(command: InferCommand, edges: Edges) -> Artifact:
@@ -33,6 +35,7 @@ def run(command: InferCommand, edges: Edges) -> Artifact:
     model, verdict = best_model(edges.store, command.run_id)
     if verdict is not None:
         check_base(verdict, base_digest)
+        check_prompt(verdict, command.prompt.version)
     groups = recipe(
         ("sampling", command.sampling),
         ("infer", command.infer),
@@ -62,6 +65,7 @@ def run(command: InferCommand, edges: Edges) -> Artifact:
         names = Asker(engine, clips, edges, _asking(command)).ask(draft, asked, "benchmark")
     candidates = [c for name in names for c in draft.read_records(name, Candidate)]
     predictions = predict(asked, candidates)
+    _check_answered(predictions)
     draft.write_records(PREDICTIONS, predictions)
     num_unanswered = sum(not prediction.votes for prediction in predictions)
     if num_unanswered:
@@ -88,6 +92,18 @@ def _asking(command: InferCommand) -> Asking:
     )
 
 
+def _check_answered(predictions: Sequence[Prediction]) -> None:
+    """Raise GateError where most questions would be handed in with a choice that no model made."""
+    unanswered = [prediction.id for prediction in predictions if not prediction.votes]
+    if len(unanswered) <= _MAX_UNANSWERED_SHARE * len(predictions):
+        return
+    raise GateError(
+        f"{len(unanswered)} of {len(predictions)} questions have no answer that can be read, first "
+        f"{unanswered[0]}: the thinking tags are lost or the answers cut; look at the predictions, "
+        "the prompt and --sampling.max-tokens"
+    )
+
+
 def predict(questions: Sequence[Question], candidates: Iterable[Candidate]) -> list[Prediction]:
     """One prediction a question from its candidates, which lie together."""
     by_id = {
@@ -102,8 +118,15 @@ def vote(question: Question, candidates: Sequence[Candidate]) -> Prediction:
 
     The thinking is that of the agreeing candidate with the highest mean token logprob. Where nothing
     could be parsed, `votes` is empty, the answer a choice picked by the question's id, and the
-    thinking the first candidate's: the benchmark wants an answer to every question.
+    thinking the first candidate's: the benchmark wants an answer to every question. GateError where
+    the engine failed on every candidate: then there is nothing to hand in.
     """
+    if candidates and all(candidate.finish is Finish.ERROR for candidate in candidates):
+        raise GateError(
+            f"question {question.id}: the engine failed on all {len(candidates)} candidates "
+            f"({candidates[0].error or 'no message'}): an error is not an answer; delete the "
+            "predictions and infer again"
+        )
     parsed = [candidate for candidate in candidates if candidate.answer is not None]
     votes = Counter(candidate.answer for candidate in parsed if candidate.answer is not None)
     if not votes:

@@ -20,7 +20,7 @@ from mmar_jobs.audio import ClipReader
 from mmar_jobs.encode import encode_prompt, load_processor
 from mmar_jobs.errors import GateError
 from mmar_jobs.layout import adapter_key, checkpoint_key, examples_key, questions_key
-from mmar_jobs.lineage import ADAPTER_WEIGHTS, Model, check_base, parent_of
+from mmar_jobs.lineage import ADAPTER_WEIGHTS, Model, check_base, check_prompt, parent_of
 from mmar_jobs.manifest import canonical_json
 from mmar_jobs.prompt import render, template_hash
 from mmar_jobs.qlora.audio_embeds import AudioEmbeds, MelFeatures
@@ -69,6 +69,7 @@ def run(command: TrainCommand, edges: Edges) -> Artifact:
     base_digest = model_digest(Path(command.model))
     if parent.adapter is not None:
         check_base(parent.adapter, base_digest)
+        check_prompt(parent.adapter, command.prompt.version)
     draft = begin(
         store,
         adapter_key(run_id, command.iteration),
