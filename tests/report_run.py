@@ -5,12 +5,13 @@ Not here: a model; right and wrong are drawn with chances that rise from iterati
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from report_questions import Plan, answer, make_questions
+
 from mmar_jobs.artifact import Artifact, Draft, begin
-from mmar_jobs.audio import num_audio_tokens
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import (
     adapter_key,
@@ -24,16 +25,13 @@ from mmar_jobs.layout import (
 )
 from mmar_jobs.lineage import ADAPTER_WEIGHTS, VERDICT
 from mmar_jobs.manifest import canonical_json, sha256
-from mmar_jobs.prompt import render
-from mmar_jobs.records import Candidate, Example, Finish, Prediction, Question, Zone
+from mmar_jobs.records import Candidate, Example, Prediction, Question, Zone
 from mmar_jobs.stages.answering import grades_of
 from mmar_jobs.stages.infer import PREDICTIONS
 from mmar_jobs.stages.ingest import Reject, shard_name
 from mmar_jobs.store import Store
 from mmar_jobs.submission import pack
 from mmar_jobs.tiny.dice import Dice
-from mmar_jobs.tiny.questions import draw_clip_with_questions
-from mmar_jobs.tiny.world import Clip, wav_bytes
 from mmar_jobs.verdict import Decision, PromotionRule, judge
 from mmar_jobs.zone import SelectionRule, Strategy, examples_of
 
@@ -43,25 +41,11 @@ BASE_HASH = ModelIdentity(base_digest=BASE_DIGEST).hash
 PROMPT = {"version": "v9"}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How large the run is and how right each model is, in per cent; accuracies[0] is the base's."""
-
-    accuracies: Sequence[int] = (46, 58, 66, 65)
-    num_clips: int = 10
-    num_draws: int = 8
-    muted_accuracy: int = 30
-    last_stage: str = "submit"
-    has_sound: bool = True
-    twist: Question | None = None
-    rejects: Sequence[Reject] = ()
-
-
 def build_run(store: Store, audio_root: Path, plan: Plan) -> None:
     """Write the run's artifacts up to `plan.last_stage` of the last iteration."""
-    splits = {name: _questions(audio_root, name, plan) for name in ("train", "heldout", "benchmark")}
-    if plan.twist is not None:
-        splits["heldout"] = [_with_sound(plan.twist, splits["heldout"][0]), *splits["heldout"]]
+    splits = {
+        name: make_questions(audio_root, name, plan) for name in ("train", "heldout", "benchmark")
+    }
     questions = _write_questions(store, splits, str(audio_root), plan.rejects)
     parent, decisions = 0, list[Decision]()
     digests = [BASE_DIGEST]
@@ -78,44 +62,12 @@ def build_run(store: Store, audio_root: Path, plan: Plan) -> None:
         _write_predictions(store, plan, questions, splits["benchmark"], parent)
 
 
-def _questions(audio_root: Path, split: str, plan: Plan) -> list[Question]:
-    made = []
-    for index in range(plan.num_clips):
-        dice = Dice("report", split, index)
-        events, asked = draw_clip_with_questions(dice, num_questions=2)
-        rate_hz, channels = dice.one_of((8_000, 16_000, 44_100)), dice.between(1, 2)
-        data = wav_bytes(Clip(f"{split}-{index}", events, rate_hz, channels))
-        path = f"{split}/{index:03d}.wav"
-        if plan.has_sound:
-            (audio_root / split).mkdir(parents=True, exist_ok=True)
-            (audio_root / path).write_bytes(data)
-        made += [
-            Question(
-                id=f"{split}-{index:03d}-{place}",
-                audio=path,
-                text=one.text,
-                choices=one.choices,
-                answer=one.answer,
-                modality="sound",
-                category=one.category,
-                sub_category=one.sub_category,
-                audio_sha256=sha256(data),
-                audio_s=round((len(data) - 44) / (2 * channels * rate_hz), 3),
-            )
-            for place, one in enumerate(asked)
-        ]
-    return made
-
-
-def _with_sound(twist: Question, other: Question) -> Question:
-    sound = {"audio": other.audio, "audio_sha256": other.audio_sha256, "audio_s": other.audio_s}
-    return twist.model_copy(update=sound)
-
-
 def _write_questions(
     store: Store, splits: dict[str, list[Question]], root: str, rejects: Sequence[Reject]
 ) -> Artifact:
-    draft = _begin(store, questions_key(RUN_ID), "ingest", {"data": {"seed": 0}}, {"train": "0" * 64})
+    draft = _begin(
+        store, questions_key(RUN_ID), "ingest", {"data": {"seed": 0}}, {"train": "0" * 64}
+    )
     for split, questions in splits.items():
         draft.write_records(shard_name(split), questions)
     draft.write_records("rejects.jsonl.gz", rejects)
@@ -126,40 +78,6 @@ def _write_questions(
         metrics={},
         placement={"audio_roots": dict.fromkeys(splits, root)},
         cost={"seconds": 2.4},
-    )
-
-
-def answer(question: Question, accuracy: int, *, draw: int, model_hash: str, key: str) -> Candidate:
-    """One candidate: right with `accuracy` per cent, sometimes cut off or not parsed.
-
-    The dice do not know the model, so a better model is right wherever a worse one was, but for a
-    few questions that the key turns around.
-    """
-    luck = Dice("luck", question.id, draw).below(100) + Dice(key, question.id, draw).between(-9, 9)
-    fate = Dice("fate", key, question.id, draw)
-    wrong = [choice for choice in question.choices if choice != question.answer]
-    said = question.answer if luck < accuracy else fate.one_of(wrong)
-    steps = [f"{fate.one_of(('soft', 'loud'))} {fate.one_of(('low', 'mid', 'high'))} sound"]
-    steps *= fate.between(2, 6)
-    thinking = f"I hear {', then '.join(steps)}. Asked: {question.text} That makes it {said}."
-    finish, completion = Finish.STOP, f"<think>{thinking}</think>\n\n{said}"
-    if fate.below(25) == 0:
-        finish, completion, said = Finish.LENGTH, f"<think>{thinking}", None
-    elif fate.below(25) == 0:
-        completion, said = f"<think>{thinking}</think>\n\nA or B", None
-    return Candidate(
-        question_id=question.id,
-        draw=draw,
-        completion=completion,
-        thinking=thinking,
-        answer=said,
-        finish=finish,
-        num_tokens=len(completion.split()) + fate.below(6),
-        logprob_sum=-4.2,
-        audio_tokens=num_audio_tokens(round(question.audio_s * 16_000)),
-        prompt_hash=render(question, "v9").hash,
-        model_hash=model_hash,
-        seed=0,
     )
 
 
@@ -213,9 +131,7 @@ class _Turn:
             "muted": False,
         }
         inputs = {"questions": questions.digest, "parent": self.parent_digest}
-        draft = _begin(
-            self.store, candidates_key(RUN_ID, self.number), "generate", recipe, inputs
-        )
+        draft = _begin(self.store, candidates_key(RUN_ID, self.number), "generate", recipe, inputs)
         accuracy = self.plan.accuracies[self.parent]
         rows = [
             answer(
@@ -417,8 +333,3 @@ def _write_predictions(
         placement={},
         cost={},
     )
-
-
-def smaller(plan: Plan, **changes: Any) -> Plan:
-    """A variation of a plan."""
-    return replace(plan, **changes)

@@ -90,7 +90,9 @@ def pick(questions: Sequence[Question], comparison: Comparison) -> list[tuple[Qu
     for question in questions:
         before = comparison.before_grades[question.id] is Grade.CORRECT
         after = comparison.after_grades[question.id] is Grade.CORRECT
-        name = ("still right" if before else "won") if after else ("lost" if before else "still wrong")
+        name = (
+            ("still right" if before else "won") if after else ("lost" if before else "still wrong")
+        )
         kinds[name].append(question)
     ranked = {name: list(_by_turns(members)) for name, members in kinds.items()}
     lost = ranked["lost"][:_MAX_LOST]
@@ -132,7 +134,9 @@ def _sound(clips: ClipReader, question: Question, budget: int) -> tuple[Sound, i
     form = f"{question.audio_s:.1f} s"
     if len(data) <= MAX_FILE_BYTES:
         note = f"{form}, the file itself ({clip.file_rate_hz / 1000:g} kHz)"
-        media_type = next((kind for magic, kind in _MEDIA_TYPES if data.startswith(magic)), "audio/mpeg")
+        media_type = next(
+            (kind for magic, kind in _MEDIA_TYPES if data.startswith(magic)), "audio/mpeg"
+        )
     else:
         note = f"{form}, as the model hears it (16 kHz mono)"
         data, media_type = _wav_bytes(clip), "audio/wav"

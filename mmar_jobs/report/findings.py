@@ -1,4 +1,4 @@
-"""What a run's records say: did the model get better, where, what was dropped, how the benchmark went.
+"""What a run's records say: did the model get better, where, and how the benchmark went.
 
 Not here: reading artifacts (run_view.py) and wording of the page (page.html.j2); pure.
 """
@@ -27,7 +27,7 @@ DROP_TEXT: Final[Mapping[DropReason, str]] = {
     DropReason.CONTAMINATED: "its question shares a source with the benchmark",
     DropReason.SOLVED_MUTED: "its question is answered as well without the sound",
     DropReason.UNDECIDED: "right, but too few valid attempts at its question",
-    DropReason.ZONE_WEIGHT_ZERO: "right, but its question is mastered or left out by its zone weight",
+    DropReason.ZONE_WEIGHT_ZERO: "right, but its question is mastered, or its zone left out",
     DropReason.NO_THINKING: "right, but without any thinking",
     DropReason.DUPLICATE: "right, but word for word an earlier draw",
     DropReason.NOT_CHOSEN: "right, but beyond the number kept per question",
@@ -48,7 +48,7 @@ class CategoryRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Base and final model on the held-out questions; without a promotion the last child instead."""
+    """Base and final model on the held-out questions; the last child where none was promoted."""
 
     before: ModelName
     after: ModelName
@@ -135,14 +135,14 @@ def headline(run: Run, comparison: Comparison | None) -> Headline:
         return Headline(
             "bad",
             "No",
-            f"{which.capitalize()} {verb}: the base model is still the best one. The last child is "
-            f"right on {seen.child_accuracy:.1%} of {seen.n} held-out questions, the base on "
+            f"{which.capitalize()} {verb}: the base model is still the best one. The last child "
+            f"is right on {seen.child_accuracy:.1%} of {seen.n} held-out questions, the base on "
             f"{seen.parent_accuracy:.1%}.",
             control,
         )
     facts = (
-        f"the final model is right on {seen.child_accuracy:.1%} of {seen.n} held-out questions, the "
-        f"base on {seen.parent_accuracy:.1%}"
+        f"the final model is right on {seen.child_accuracy:.1%} of {seen.n} held-out questions, "
+        f"the base on {seen.parent_accuracy:.1%}"
     )
     if seen.gain > 0 and seen.p_value < comparison.alpha:
         return Headline("good", "Yes", f"Asked the same, {facts}.", control)

@@ -4,8 +4,16 @@ Not here: colours, fonts and the way into HTML (svg.py), reading artifacts (run_
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from mmar_jobs.report.axis import (
+    Mark,
+    color_legend,
+    mark_legend,
+    name_rows,
+    percent_axis,
+    short_name,
+)
 from mmar_jobs.report.findings import CategoryRow
 from mmar_jobs.report.run_view import Iteration
 from mmar_jobs.report.svg import (
@@ -26,43 +34,41 @@ from mmar_jobs.verdict import Decision, Verdict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH: Final = 5.6
+WIDTH: Final = 4.8
+_ACCURACY_MARKS: Final = (
+    Mark("parent", BEFORE),
+    Mark("child, promoted", AFTER),
+    Mark("child, refused", AFTER, is_filled=False),
+    Mark("child, muted", MUTED, "D"),
+)
 _DARK_FILLS: Final = ("unsolved", "mastered")
+_MAX_ROOMY: Final = 3
 _MIN_LABELLED: Final = 0.07
-_MAX_NAME: Final = 30
 _NUM_BINS: Final = 48
 
 
 def accuracy(iterations: Sequence[Iteration]) -> str:
-    """Held-out accuracy of every parent and child with 95 % intervals; muted children and chance."""
+    """Held-out accuracy of parents and children with 95 % intervals; muted children; chance."""
     judged = [(turn.number, turn.verdict) for turn in iterations if turn.verdict]
+    is_roomy = len(judged) <= _MAX_ROOMY
     with figure(WIDTH, 3.3) as (made, (axes,)):
         for number, verdict in judged:
-            _point(axes, number - 0.13, verdict.parent_accuracy, verdict.parent_ci95, BEFORE)
-            is_promoted = verdict.decision is Decision.PROMOTE
-            _point(
-                axes,
-                number + 0.13,
-                verdict.child_accuracy,
-                verdict.child_ci95,
-                AFTER,
-                is_filled=is_promoted,
-            )
-            axes.plot(
-                [number - 0.13, number + 0.13],
-                [100 * verdict.parent_accuracy, 100 * verdict.child_accuracy],
-                color=GRID,
-                linewidth=1.4,
-                zorder=1,
-            )
+            parent, child = 100 * verdict.parent_accuracy, 100 * verdict.child_accuracy
+            left, right = number - 0.13, number + 0.13
+            axes.plot([left, right], [parent, child], color=GRID, linewidth=1.4, zorder=1)
+            fill = AFTER if verdict.decision is Decision.PROMOTE else PAPER
+            _point(axes, left, parent, verdict.parent_ci95, (BEFORE, BEFORE))
+            _point(axes, right, child, verdict.child_ci95, (AFTER, fill))
+            if is_roomy:
+                _value(axes, left, parent, BEFORE)
+                _value(axes, right, child, AFTER)
             if verdict.muted_accuracy is not None:
-                axes.plot(
-                    number + 0.13, 100 * verdict.muted_accuracy, "D", color=MUTED, markersize=5.5
-                )
+                axes.plot(right, 100 * verdict.muted_accuracy, "D", color=MUTED, markersize=5.5)
         chance = 100 * judged[0][1].chance
         axes.axhline(chance, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axes.set_xlim(0.4, len(judged) + 0.6)
-        axes.set_xticks([number for number, _ in judged], [f"iteration {n}" for n, _ in judged])
+        word = "iteration " if is_roomy else ""
+        axes.set_xticks([n for n, _ in judged], [f"{word}{n}" for n, _ in judged])
         axes.annotate(
             f"chance {chance:.0f}%",
             (len(judged) + 0.6, chance),
@@ -74,7 +80,7 @@ def accuracy(iterations: Sequence[Iteration]) -> str:
             fontsize=9,
         )
         _accuracy_axis(axes, judged)
-        _accuracy_legend(axes)
+        mark_legend(axes, _ACCURACY_MARKS)
         told = "; ".join(
             f"iteration {number}: parent {verdict.parent_accuracy:.1%}, child "
             f"{verdict.child_accuracy:.1%}, {verdict.decision.value.replace('_', ' ')}"
@@ -84,26 +90,27 @@ def accuracy(iterations: Sequence[Iteration]) -> str:
 
 
 def _point(
-    axes: "Axes",
-    x: float,
-    value: float,
-    interval: tuple[float, float],
-    color: str,
-    *,
-    is_filled: bool = True,
+    axes: "Axes", x: float, value: float, interval: tuple[float, float], colors: tuple[str, str]
 ) -> None:
+    """A point, per cent, with its interval, a fraction; `colors` of line and filling."""
+    color, fill = colors
     axes.plot([x, x], [100 * end for end in interval], color=color, linewidth=2.2, zorder=2)
-    fill = color if is_filled else PAPER
-    axes.plot(x, 100 * value, "o", color=color, markerfacecolor=fill, markersize=8, zorder=3)
+    axes.plot(x, value, "o", color=color, markerfacecolor=fill, markersize=8, zorder=3)
+
+
+def _value(axes: "Axes", x: float, value: float, color: str) -> None:
+    """The number beside a point: the parent's on its left, the child's on its right."""
+    is_child = color == AFTER
     axes.annotate(
-        f"{100 * value:.1f}",
-        (x, 100 * value),
-        xytext=(9 if color == AFTER else -9, 0),
+        f"{value:.1f}",
+        (x, value),
+        xytext=(8 if is_child else -8, 0),
         textcoords="offset points",
-        ha="left" if color == AFTER else "right",
+        ha="left" if is_child else "right",
         va="center",
-        color=INK if color == AFTER else SOFT,
-        fontweight="bold" if color == AFTER else "normal",
+        color=INK if is_child else SOFT,
+        fontsize=9.5,
+        fontweight="bold" if is_child else "normal",
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
     )
 
@@ -112,39 +119,24 @@ def _accuracy_axis(axes: "Axes", judged: Sequence[tuple[int, Verdict]]) -> None:
     ends = [
         end
         for _, verdict in judged
-        for end in (*verdict.parent_ci95, *verdict.child_ci95, verdict.muted_accuracy, verdict.chance)
+        for end in (
+            *verdict.parent_ci95,
+            *verdict.child_ci95,
+            verdict.muted_accuracy,
+            verdict.chance,
+        )
         if end is not None
     ]
     axes.set_ylim(max(0, 100 * min(ends) - 6), min(100, 100 * max(ends) + 6))
-    _percent_axis(axes, "y")
-
-
-def _accuracy_legend(axes: "Axes") -> None:
-    from matplotlib.lines import Line2D  # noqa: PLC0415 - see svg.figure
-
-    def mark(color: str, shape: str, fill: str) -> Any:
-        return Line2D([], [], color=color, marker=shape, markerfacecolor=fill, linestyle="")
-
-    axes.figure.legend(
-        [
-            mark(BEFORE, "o", BEFORE),
-            mark(AFTER, "o", AFTER),
-            mark(AFTER, "o", PAPER),
-            mark(MUTED, "D", MUTED),
-        ],
-        ["parent", "child, promoted", "child, refused", "child, muted"],
-        loc="outside upper left",
-        ncols=4,
-        handletextpad=0.1,
-        columnspacing=1.1,
-        borderpad=0,
-    )
+    percent_axis(axes, "y")
 
 
 def zones(iterations: Sequence[Iteration]) -> str:
     """Share of the asked questions in each learning zone, one bar per iteration."""
     counted = [
-        (turn.number, turn.examples.manifest.metrics["zones"]) for turn in iterations if turn.examples
+        (turn.number, turn.examples.manifest.metrics["zones"])
+        for turn in iterations
+        if turn.examples
     ]
     with figure(WIDTH, 0.9 + 0.46 * len(counted)) as (made, (axes,)):
         for row, (_, counts) in enumerate(counted):
@@ -156,17 +148,23 @@ def zones(iterations: Sequence[Iteration]) -> str:
                 if share >= _MIN_LABELLED:
                     ink = "#ffffff" if zone in _DARK_FILLS else "#10201e"
                     axes.text(
-                        left + share / 2, row, f"{share:.0%}", ha="center", va="center", color=ink,
+                        left + share / 2,
+                        row,
+                        f"{share:.0%}",
+                        ha="center",
+                        va="center",
+                        color=ink,
                         fontsize=9.5,
                     )
                 left += share
-        _rows(axes, [f"iteration {number}" for number, _ in counted])
+        name_rows(axes, [f"iteration {number}" for number, _ in counted])
         axes.set_xlim(0, 1)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-        _color_legend(axes, ZONE_COLORS)
+        color_legend(axes, ZONE_COLORS)
         told = "; ".join(
-            f"iteration {number}: " + ", ".join(f"{zone} {counts.get(zone, 0)}" for zone in ZONE_COLORS)
+            f"iteration {number}: "
+            + ", ".join(f"{zone} {counts.get(zone, 0)}" for zone in ZONE_COLORS)
             for number, counts in counted
         )
         return to_svg(made, "zones", f"Questions by learning zone. {told}.")
@@ -232,7 +230,9 @@ def losses(iterations: Sequence[Iteration]) -> str:
         start = 0
         for number, values in trained:
             steps = range(start + 1, start + 1 + len(values))
-            axes.plot(steps, values, color="#5ab4ac", linewidth=0.9, alpha=0.75, marker=_dot(values))
+            axes.plot(
+                steps, values, color="#5ab4ac", linewidth=0.9, alpha=0.75, marker=_dot(values)
+            )
             axes.plot(steps, _running_mean(values), color=AFTER, linewidth=2.2)
             if start:
                 axes.axvline(start + 0.5, color=GRID, linewidth=1.2)
@@ -251,7 +251,7 @@ def losses(iterations: Sequence[Iteration]) -> str:
         axes.grid(visible=True, axis="y")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss, nats per token")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         told = "; ".join(
             f"iteration {number}: {values[0]:.3f} at the first of {len(values)} steps, "
             f"{values[-1]:.3f} at the last"
@@ -280,7 +280,7 @@ def categories(rows: Sequence[CategoryRow], after_name: str) -> str:
             axes.plot(ends[0], row, "o", color=BEFORE, markersize=8, zorder=2)
             axes.plot(ends[1], row, "o", color=AFTER, markersize=9, zorder=3)
             axes.annotate(
-                f"{ends[1] - ends[0]:+.1f} (p {_p_value(found.p_value_holm)})",
+                f"{ends[1] - ends[0]:+.1f}",
                 (1.02, row),
                 xycoords=("axes fraction", "data"),
                 va="center",
@@ -290,29 +290,16 @@ def categories(rows: Sequence[CategoryRow], after_name: str) -> str:
             )
         values = [100 * value for found in rows for value in (found.before, found.after)]
         axes.set_xlim(max(0, min(values) - 8), min(100, max(values) + 8))
-        _rows(axes, [f"{_short(found.category)} ({found.n})" for found in rows])
-        _percent_axis(axes, "x")
+        name_rows(axes, [f"{short_name(found.category)} ({found.n})" for found in rows])
+        percent_axis(axes, "x")
         axes.grid(visible=True, axis="x")
-        _category_legend(axes, after_name)
+        mark_legend(axes, [Mark("base", BEFORE), Mark(after_name, AFTER)])
         told = "; ".join(
             f"{found.category} ({found.n} questions): {found.before:.1%} to {found.after:.1%}, "
             f"Holm-adjusted p {_p_value(found.p_value_holm)}"
             for found in rows
         )
         return to_svg(made, "categories", f"Accuracy per category, base and {after_name}. {told}.")
-
-
-def _category_legend(axes: "Axes", after_name: str) -> None:
-    from matplotlib.lines import Line2D  # noqa: PLC0415 - see svg.figure
-
-    axes.figure.legend(
-        [Line2D([], [], color=color, marker="o", linestyle="") for color in (BEFORE, AFTER)],
-        ["base", after_name],
-        loc="outside upper left",
-        ncols=2,
-        handletextpad=0.1,
-        borderpad=0,
-    )
 
 
 def stage_times(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -334,12 +321,12 @@ def stage_times(rows: Mapping[str, Mapping[str, float]]) -> str:
                 color=INK,
                 fontsize=9.5,
             )
-        _rows(axes, list(rows))
+        name_rows(axes, list(rows))
         longest = max(sum(seconds.values()) for seconds in rows.values())
         axes.set_xlim(0, 1.16 * longest or 1)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-        _color_legend(axes, STAGE_COLORS)
+        color_legend(axes, STAGE_COLORS)
         told = "; ".join(
             f"{name}: " + ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
             for name, seconds in rows.items()
@@ -357,37 +344,5 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _rows(axes: "Axes", names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.45, -0.55)
-
-
-def _percent_axis(axes: "Axes", which: str) -> None:
-    axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_formatter("{x:.0f}%")
-    axes.grid(visible=True, axis="y" if which == "y" else "x")
-
-
-def _color_legend(axes: "Axes", colors: Mapping[str, str]) -> None:
-    from matplotlib.patches import Patch  # noqa: PLC0415 - see svg.figure
-
-    axes.figure.legend(
-        [Patch(color=color) for color in colors.values()],
-        list(colors),
-        loc="outside upper left",
-        ncols=len(colors),
-        handlelength=0.9,
-        handleheight=0.9,
-        handletextpad=0.4,
-        columnspacing=1.0,
-        borderpad=0,
-    )
-
-
 def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"  # noqa: PLR2004 - what three digits show
-
-
-def _short(name: str) -> str:
-    printable = "".join(letter if letter.isprintable() else " " for letter in name)
-    return printable if len(printable) <= _MAX_NAME else f"{printable[: _MAX_NAME - 1]}…"

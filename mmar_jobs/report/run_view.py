@@ -171,8 +171,7 @@ def _read_answers(
 def _missing(keys: set[str], run_id: str, iterations: Sequence[Iteration]) -> list[str]:
     """One line for every artifact that is begun or due and not finished, in order of the stages."""
     due = [("the questions", questions_key(run_id), "ingest")]
-    for turn in iterations or [None]:
-        number = turn.number if turn else 1
+    for number in [turn.number for turn in iterations] or [1]:
         due += [
             (f"the candidates of iteration {number}", candidates_key(run_id, number), "generate"),
             (f"the examples of iteration {number}", examples_key(run_id, number), "filter"),

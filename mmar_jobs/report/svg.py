@@ -81,7 +81,9 @@ _SETTINGS: Final = {
 
 
 @contextmanager
-def figure(width: float, height: float, num_rows: int = 1) -> Iterator[tuple["Figure", list["Axes"]]]:
+def figure(
+    width: float, height: float, num_rows: int = 1
+) -> Iterator[tuple["Figure", list["Axes"]]]:
     """An empty figure of `width` x `height` inches in the page's style, with its axes."""
     from matplotlib import rc_context  # noqa: PLC0415 - 0.4 s that only a report pays
     from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415 - the same
@@ -116,8 +118,12 @@ def _inline(document: str, name: str, description: str) -> str:
     for noise in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r' xmlns(:\w+)?="[^"]*"'):
         body = re.sub(noise, "", body, flags=re.DOTALL)
     body = body.replace("xlink:href", "href")
-    body = re.sub(r'(<svg)[^>]*?(viewBox="[^"]*")[^>]*>', rf'\1 \2 {_label(description)}>', body, count=1)
-    body = re.sub(r'(?<= )id="((?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib)[^"]*)"', "", body)
+    body = re.sub(
+        r'(<svg)[^>]*?(viewBox="[^"]*")[^>]*>', rf"\1 \2 {_label(description)}>", body, count=1
+    )
+    body = re.sub(
+        r'(?<= )id="((?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib)[^"]*)"', "", body
+    )
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", body)
     for color, variable in _VARIABLES.items():

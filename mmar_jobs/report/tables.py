@@ -117,7 +117,8 @@ def _artifact_row(artifact: Artifact, root: str, owner: Mapping[str, str]) -> Ar
         stage=manifest.stage,
         digest=artifact.digest[:SHORT],
         inputs=[
-            (name, digest[:SHORT], owner.get(digest, "")) for name, digest in manifest.inputs.items()
+            (name, digest[:SHORT], owner.get(digest, ""))
+            for name, digest in manifest.inputs.items()
         ],
         highlights=", ".join(_highlights(artifact)),
         seconds=manifest.cost.get("seconds"),
