@@ -249,6 +249,8 @@ def parse_records(data: bytes, kind: type[R], where: str) -> Iterator[R]:
 
 def _lines(data: bytes, where: str) -> Iterator[bytes]:
     """The lines of gzip data, without holding all of it unpacked."""
+    if not data:  # gzip takes nothing at all for an empty file
+        raise DataError(f"{where} is empty: delete it and run its stage again")
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             yield from file

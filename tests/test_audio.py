@@ -1,0 +1,277 @@
+"""Tests of decoding and of the arithmetic that tells whether a model heard all of a clip."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import (
+    _get_feat_extract_output_lengths,
+)
+
+from mmar_jobs.audio import (
+    SAMPLE_RATE_HZ,
+    Clip,
+    ClipReader,
+    canary_clip,
+    check_audio_tokens,
+    decode,
+    num_audio_tokens,
+    num_mel_frames,
+)
+from mmar_jobs.encode import encode_prompt, load_processor
+from mmar_jobs.errors import DataError, GateError
+from mmar_jobs.manifest import sha256
+from mmar_jobs.prompt import render
+from mmar_jobs.tiny.build import TinyWorld
+from tests.fakes import make_question, sound_bytes, tone
+
+RATES_HZ = (8_000, 16_000, 22_050, 44_100, 48_000)
+FORMATS = ("WAV", "FLAC", "OGG", "MP3")
+# What a lossy encoder may add at the ends, seconds: an MP3 frame at 8 kHz lasts 0.072 s.
+SLACK_S = {"WAV": 0.0, "FLAC": 0.0, "OGG": 0.01, "MP3": 0.15}
+
+
+def loudest_hz(waveform: Any) -> float:
+    """Frequency of the strongest partial of a 16 kHz waveform."""
+    spectrum = np.abs(np.fft.rfft(waveform))
+    return float(np.argmax(spectrum) * SAMPLE_RATE_HZ / len(waveform))
+
+
+@pytest.mark.parametrize("num_channels", [1, 2])
+@pytest.mark.parametrize("rate_hz", RATES_HZ)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_decode_keeps_length_pitch_and_level(format_: str, rate_hz: int, num_channels: int) -> None:
+    """Whatever format, rate and channels: mono at 16 kHz, as long, as high and as loud."""
+    data = sound_bytes(
+        tone(seconds=1.3, rate_hz=rate_hz, num_channels=num_channels), rate_hz, format_
+    )
+    clip = decode(data, "clip")
+    assert (np.float32, 1) == (clip.waveform.dtype, clip.waveform.ndim)
+    assert (rate_hz, num_channels) == (clip.file_rate_hz, clip.num_channels)
+    assert clip.duration_s == len(clip.waveform) / SAMPLE_RATE_HZ
+    assert abs(clip.duration_s - 1.3) <= SLACK_S[format_] + 1 / SAMPLE_RATE_HZ
+    assert abs(loudest_hz(clip.waveform) - 440) < 2
+    expected = 0.4 * (1.0 if num_channels == 1 else 0.75)
+    assert abs(np.abs(clip.waveform[2000:-4000]).max() - expected) < 0.03
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "ULAW"])
+def test_decode_reads_wav_of_every_depth(subtype: str) -> None:
+    """The depth of the file does not change what is heard."""
+    sound = tone(seconds=0.5)
+    clip = decode(sound_bytes(sound, 16_000, "WAV", subtype), "clip")
+    assert np.abs(clip.waveform - sound[:, 0]).max() < 0.03
+
+
+def cut(share: float) -> Callable[[bytes], bytes]:
+    """Keep the first part of a file."""
+    return lambda data: data[: int(len(data) * share)]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_truncated_file_is_an_error(format_: str, share: float) -> None:
+    """A file that lost its end is not taken for a shorter clip; the error names it."""
+    data = sound_bytes(tone(seconds=3, rate_hz=22_050), 22_050, format_)
+    with pytest.raises(DataError, match=r"audio file x\.wav (is truncated|cannot be decoded)") as e:
+        decode(cut(share)(data), "x.wav")
+    assert "\n" not in str(e.value)
+
+
+def test_empty_file_is_an_error() -> None:
+    """Nothing at all is the commonest broken download."""
+    with pytest.raises(DataError, match=r"audio file x\.mp3 is empty: fetch it again"):
+        decode(b"", "x.mp3")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<html><body>404 Not Found</body></html>",
+        b"\x89PNG\r\n\x1a\n" + bytes(200),
+        b"\0" * 1000,
+        b"RIFF\x24\0\0\0WAVE",
+        b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0",
+        b"OggS",
+        b"fLaC",
+        b"ID3\x04\0\0\0\0\0\0",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+    ],
+)
+def test_what_is_not_audio_is_an_error(data: bytes) -> None:
+    """Web pages, pictures and LFS pointers are refused in one line."""
+    with pytest.raises(DataError, match=r"audio file x\.wav ") as caught:
+        decode(data, "x.wav")
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(FORMATS), st.data())
+def test_damaged_bytes_never_crash(format_: str, data: st.DataObject) -> None:
+    """Whatever bytes change: a finite clip of bounded length, or a DataError."""
+    good = SMALL[format_]
+    places = data.draw(st.lists(st.integers(0, len(good) - 1), min_size=1, max_size=4))
+    bad = bytearray(good)
+    for place in places:
+        bad[place] = data.draw(st.integers(0, 255))
+    try:
+        clip = decode(bytes(bad), "x", max_s=30)
+    except DataError:
+        return
+    assert np.isfinite(clip.waveform).all()
+    assert clip.duration_s <= 30
+
+
+SMALL = {format_: sound_bytes(tone(seconds=0.3), 16_000, format_) for format_ in FORMATS}
+
+
+def test_too_short_clip_is_an_error() -> None:
+    """A click is no clip: the model would hear nothing."""
+    with pytest.raises(DataError, match=r"lasts 0\.050 s, at least 0\.1 s needed"):
+        decode(sound_bytes(tone(seconds=0.05), 16_000), "x.wav")
+
+
+def test_too_long_clip_is_an_error() -> None:
+    """The limit counts seconds, at whatever rate, and says what to change."""
+    data = sound_bytes(tone(seconds=2, rate_hz=8_000), 8_000)
+    assert 2 == decode(data, "x.wav", max_s=2).duration_s
+    with pytest.raises(DataError, match=r"lasts 2\.0 s, more than the limit of 1\.9 s: cut it"):
+        decode(data, "x.wav", max_s=1.9)
+
+
+def test_too_long_clip_is_refused_by_its_header() -> None:
+    """An hour of silence in a small file is not unpacked to see that it is too long."""
+    silence = np.zeros((600 * 48_000, 1), dtype=np.float32)
+    data = sound_bytes(silence, 48_000, "FLAC")
+    assert len(data) < 1_000_000
+    with pytest.raises(DataError, match=r"lasts 600\.0 s, more than"):
+        decode(data, "x.flac", max_s=30)
+
+
+def test_values_that_are_no_numbers_are_an_error() -> None:
+    """A float WAV may hold NaN, which would spread to every logit."""
+    sound = tone(seconds=0.5)
+    sound[100] = np.nan
+    with pytest.raises(DataError, match="holds values that are not numbers"):
+        decode(sound_bytes(sound, 16_000, "WAV", "FLOAT"), "x.wav")
+
+
+def test_muted_clip_is_silent_and_as_long() -> None:
+    """Muting changes the sound only, so that the prompt stays the same."""
+    clip = canary_clip()
+    muted = clip.muted()
+    assert clip.waveform.any()
+    assert not muted.waveform.any()
+    assert (clip.duration_s, clip.waveform.shape) == (muted.duration_s, muted.waveform.shape)
+
+
+def test_canary_clip_is_pinned() -> None:
+    """Every adapter's canary was made with this sound: another one would refuse them all."""
+    assert (16_000,) == canary_clip().waveform.shape
+    head = np.round(canary_clip().waveform[[0, 1, 4_000, 15_999]], 4).tolist()
+    assert pytest.approx([0.0, 0.0353, 0.3, -0.1466], abs=2e-4) == head
+
+
+@given(st.integers(0, 480_000))
+def test_audio_tokens_are_those_of_transformers(num_samples: int) -> None:
+    """Our arithmetic is the released processor's."""
+    frames = np.array([num_mel_frames(num_samples)])
+    assert int(_get_feat_extract_output_lengths(frames)[0]) == num_audio_tokens(num_samples)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1, 13), (10, 130), (30, 390), (0.256, 4)])
+def test_audio_tokens_of_known_lengths(seconds: float, expected: int) -> None:
+    """13 a second; 0.256 s gives the 4 tokens that a truncating processor left of every clip."""
+    assert expected == num_audio_tokens(round(seconds * SAMPLE_RATE_HZ))
+
+
+@pytest.fixture(scope="module")
+def processor(model_folder: Path) -> Any:
+    """The real processor class."""
+    return load_processor(model_folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_samples=st.integers(1_600, 200_000))
+def test_processor_makes_as_many_tokens(processor: Any, num_samples: int) -> None:
+    """The real processor puts exactly that many audio tokens into a prompt, and as many frames."""
+    waveform = np.full(num_samples, 0.1, dtype=np.float32)
+    clip = Clip(waveform, num_samples / SAMPLE_RATE_HZ, SAMPLE_RATE_HZ, 1)
+    encoded = encode_prompt(processor, render(make_question(), "v9"), clip, question_id="q")
+    assert num_audio_tokens(num_samples) == encoded.num_audio_tokens
+    assert num_mel_frames(num_samples) == encoded.features_MF.shape[1]
+
+
+def test_prompt_ends_where_the_answer_begins(processor: Any) -> None:
+    """The chat template opens the assistant's turn, and text and choices are all there."""
+    encoded = encode_prompt(
+        processor, render(make_question(), "v9"), canary_clip(), question_id="q"
+    )
+    text = processor.tokenizer.decode(encoded.input_ids_S)
+    assert text.endswith("<|im_start|>assistant\n")
+    assert "How many beeps are there?\nChoices:\n- one\n- two\n- three<|im_end|>" in text
+    assert 13 == text.count("<|audio_pad|>")
+
+
+def test_other_folder_is_no_processor(tmp_path: Path) -> None:
+    """A folder without a processor is a data error that names it."""
+    with pytest.raises(DataError, match="holds no Qwen3-Omni processor"):
+        load_processor(tmp_path)
+
+
+@given(st.floats(0.1, 30), st.integers(0, 500))
+def test_token_check_accepts_one_number_only(duration_s: float, actual: int) -> None:
+    """Any other number of audio tokens than the clip's is refused."""
+    expected = num_audio_tokens(round(duration_s * SAMPLE_RATE_HZ))
+    check_audio_tokens(expected, duration_s=duration_s, question_id="q")
+    if actual != expected:
+        with pytest.raises(GateError, match=rf"question q: .* {actual} audio tokens"):
+            check_audio_tokens(actual, duration_s=duration_s, question_id="q")
+
+
+def test_reader_checks_that_the_file_is_the_same(tmp_path: Path) -> None:
+    """A clip that changed after ingest is refused, and one that was read stays in memory."""
+    path = tmp_path / "audio" / "q1.wav"
+    path.parent.mkdir()
+    path.write_bytes(sound_bytes(tone(), 16_000))
+    question = make_question(audio_sha256=sha256(path.read_bytes()))
+    reader = ClipReader(str(tmp_path))
+    clip = reader.read(question)
+    path.write_bytes(sound_bytes(tone(pitch_hz=500), 16_000))
+    assert clip is reader.read(question)
+    with pytest.raises(GateError, match=r"question q1: audio/q1\.wav is not the file that ingest"):
+        ClipReader(str(tmp_path)).read(question)
+
+
+def test_reader_forgets_the_oldest(tmp_path: Path) -> None:
+    """Memory is bounded: the clip used longest ago is read again."""
+    questions = []
+    for index in range(3):
+        data = sound_bytes(tone(pitch_hz=300 + index), 16_000)
+        (tmp_path / f"{index}.wav").write_bytes(data)
+        questions.append(make_question(audio=f"{index}.wav", audio_sha256=sha256(data)))
+    reader = ClipReader(str(tmp_path), num_kept=2)
+    first, second = reader.read(questions[0]), reader.read(questions[1])
+    assert first is reader.read(questions[0])
+    reader.read(questions[2])
+    assert first is reader.read(questions[0])
+    assert second is not reader.read(questions[1])
+
+
+def test_reader_takes_uris(tmp_path: Path) -> None:
+    """A question may name its clip by a URI, wherever the audio root is."""
+    data = sound_bytes(tone(), 16_000)
+    (tmp_path / "far.wav").write_bytes(data)
+    uri = (tmp_path / "far.wav").as_uri()
+    question = make_question(audio=uri, audio_sha256=sha256(data))
+    assert 1 == ClipReader(str(tmp_path / "elsewhere")).read(question).duration_s
+
+
+def test_world_decodes_whole(world: TinyWorld) -> None:
+    """Every clip of the synthetic benchmark decodes to 2.5 to 3.3 s."""
+    for path in sorted((world.folder / "audio").iterdir()):
+        assert 2.5 <= decode(path.read_bytes(), path.name).duration_s <= 3.31
