@@ -98,6 +98,7 @@ class Selection:
     grades: Mapping[Grade, int]
     zone: Zone
     rate: Rate
+    choosable_tokens: tuple[int, ...] = ()  # lengths of what the examples were chosen from
 
 
 _REASON_BY_GRADE: Final = {
@@ -177,9 +178,10 @@ def examples_of(
     reason = veto or _zone_reason(zone, weight)
     if reason:
         drops[reason] += len(correct)
-        chosen = []
+        pool, chosen = [], []
     else:
-        chosen = select(_worth_learning(question, correct, drops), rule)
+        pool = _worth_learning(question, correct, drops)
+        chosen = select(pool, rule)
         drops[DropReason.NOT_CHOSEN] += len(candidates) - drops.total() - len(chosen)
     return Selection(
         examples=tuple(
@@ -190,6 +192,7 @@ def examples_of(
         grades=Counter(grades),
         zone=zone,
         rate=question_rate,
+        choosable_tokens=tuple(candidate.num_tokens for candidate in pool),
     )
 
 

@@ -3,6 +3,7 @@
 Not here: encoding itself (encode.py), checks on a whole training run (trainer.py, audit.py).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,22 @@ def check_audio_tokens(found: int, expected: int, *, question_id: str) -> None:
             f"question {question_id}: {found} audio tokens in the prompt, its clip gives "
             f"{expected}: the audio is truncated or padded; look for max_length or truncation on "
             "the processor call"
+        )
+
+
+def check_weighted_loss(
+    loss: float, losses: Sequence[float], weights: Sequence[float], *, step: int
+) -> None:
+    """The loss of a step is the mean of its examples' `losses` by `weights`, computed a second way.
+
+    The earlier attempt computed a weight for every example and trained without it.
+    """
+    parts = zip(losses, weights, strict=True)
+    expected = sum(weight * loss for loss, weight in parts) / sum(weights)
+    if not math.isclose(loss, expected, rel_tol=1e-4, abs_tol=1e-6):
+        raise GateError(
+            f"step {step}: its loss {loss:.4g} is not the mean of its examples' losses by their "
+            f"weights, {expected:.4g}: the weights are not honoured"
         )
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from mmar_jobs.errors import GateError, SettingsError
 from mmar_jobs.qlora.attention import packed_rows
+from mmar_jobs.qlora.gates import check_weighted_loss
 from mmar_jobs.qlora.lora import LoraModel
 from mmar_jobs.qlora.loss import linear_cross_entropy, token_coefficients
 from mmar_jobs.qlora.packing import PackedRow, TrainRow, pack
-from mmar_jobs.qlora.recipes import TrainRecipe
+from mmar_jobs.qlora.recipes import TrainRecipe, Weighting
 
 _ROWS_PER_STEP = 1 << 20  # room for the row's number in the dropout key
 
@@ -135,7 +136,7 @@ def take_step(
 ) -> StepResult:
     """Train on `rows`, the examples of optimizer step number `step`.
 
-    Raises GateError when not finite.
+    Raises GateError when the loss is not finite, or not the weighted mean of the examples' losses.
     """
     coefficients = token_coefficients(
         [row.weight for row in rows], [row.num_labels for row in rows], recipe.weighting
@@ -143,9 +144,11 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
     lora.dropout.active = True
     loss, num_tokens = 0.0, 0
+    nll_N = torch.zeros(len(rows))
     for index, packed in enumerate(pack(rows, recipe.token_budget)):
         lora.dropout.row = step * _ROWS_PER_STEP + index
-        part, _ = row_loss(lora, rows, packed, audio=audio, coefficients=coefficients)
+        part, nll_C = row_loss(lora, rows, packed, audio=audio, coefficients=coefficients)
+        nll_N.index_add_(0, packed.owner_C, nll_C.float().cpu())
         part.backward()  # type: ignore[no-untyped-call]
         loss += float(part.detach())
         num_tokens += sum(packed.lengths)
@@ -157,5 +160,19 @@ def take_step(
             f"step {step}: loss {loss} and gradient norm {float(norm)} on questions {ids}: "
             "lower the learning rate or look at these examples"
         )
+    _check_weights(loss, nll_N.tolist(), rows, weighting=recipe.weighting, step=step)
     optimizer.step()
     return StepResult(loss, float(norm), num_tokens)
+
+
+def _check_weights(
+    loss: float, sums: Sequence[float], rows: Sequence[TrainRow], *, weighting: Weighting, step: int
+) -> None:
+    """Prove the loss from the `sums` of each example's token losses, without the coefficients."""
+    counts = [row.num_labels for row in rows]
+    means = [total / count for total, count in zip(sums, counts, strict=True)]
+    by_tokens = weighting == "token"
+    weights = [
+        row.weight * (count if by_tokens else 1) for row, count in zip(rows, counts, strict=True)
+    ]
+    check_weighted_loss(loss, means, weights, step=step)

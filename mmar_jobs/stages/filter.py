@@ -4,6 +4,7 @@ Streams: one question's candidates are in memory at a time. Not here: grading (g
 (zone.py).
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from mmar_jobs.zone import DropReason, Selection, SelectionRule, Strategy, examp
 
 STAGE: Final = "filter"
 SHARD: Final = "part-00000-of-00001.jsonl.gz"
+_MAX_LENGTH_SIGMAS: Final = 6.0  # by chance once in 5e8 iterations
 _LEARNING: Final = (Zone.HARD, Zone.MEDIUM, Zone.EASY)
 
 
@@ -66,6 +68,7 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
             f"an example ({tally.why()}): nothing to train on; look at the prompt, the choices and "
             "the --filter settings"
         )
+    tally.check_blind()
     edges.log.info("candidates_filtered", **tally.counts, dropped=tally.why())
     return draft.finish(
         [SHARD], counts=tally.counts, metrics=tally.metrics(), placement={}, cost=cost
@@ -92,6 +95,9 @@ class Tally:
     grades: Counter[Grade] = field(default_factory=Counter)
     zones: Counter[Zone] = field(default_factory=Counter)
     weight: float = 0.0
+    num_chosen: int = 0  # examples that were chosen among more
+    length_excess: float = 0.0  # tokens of the kept traces beyond what a blind choice expects
+    length_variance: float = 0.0  # of that sum under a blind choice, tokens squared
 
     def add(self, selection: Selection, num_candidates: int) -> None:
         self.counts["num_questions"] += 1
@@ -104,6 +110,34 @@ class Tally:
         self.grades.update(selection.grades)
         self.zones[selection.zone] += 1
         self.weight += sum(example.weight for example in selection.examples)
+        self._add_lengths(selection)
+
+    def _add_lengths(self, selection: Selection) -> None:
+        """Mean and variance of drawing k of n without replacement (Cochran 1977, theorem 2.2)."""
+        lengths, kept = selection.choosable_tokens, selection.examples
+        if not 0 < len(kept) < len(lengths):
+            return
+        n, k = len(lengths), len(kept)
+        mean = sum(lengths) / n
+        spread = sum((length - mean) ** 2 for length in lengths) / (n - 1)
+        self.length_excess += sum(example.num_tokens for example in kept) - k * mean
+        self.length_variance += k * (n - k) / n * spread
+        self.num_chosen += k
+
+    def check_blind(self) -> None:
+        """Raise GateError when the kept traces are shorter or longer than a blind choice explains.
+
+        The earlier attempt kept the shortest right trace and so taught to reason ever less.
+        """
+        limit = _MAX_LENGTH_SIGMAS * math.sqrt(self.length_variance)
+        if abs(self.length_excess) <= limit:
+            return
+        tokens = self.length_excess / self.num_chosen
+        raise GateError(
+            f"the kept traces are {abs(tokens):.1f} tokens {'longer' if tokens > 0 else 'shorter'} "
+            "than the right ones they were chosen from, more than chance explains: length must not "
+            "decide which traces are learned; choose by lot"
+        )
 
     def why(self) -> str:
         """The drop reasons in words, most frequent first."""
