@@ -13,6 +13,7 @@ from typing import Final
 from mmar_jobs.artifact import Artifact, Draft
 from mmar_jobs.audio import ClipReader, check_audio_tokens
 from mmar_jobs.engine import Completion, Engine, Request, Sampling
+from mmar_jobs.engine.probe import check_sampling
 from mmar_jobs.errors import GateError
 from mmar_jobs.grade import grade, parse
 from mmar_jobs.identity import Canary, ModelIdentity, check_canary
@@ -115,6 +116,7 @@ class Asker:
         """Make every shard of candidates that is not durable yet; returns the shards' names."""
         names = []
         draws = sum(map(len, self.asking.blocks))
+        check_sampling(self.engine, self.asking.sampling)
         with self.edges.track(label, len(questions) * draws) as advance:
             for name, part in plan_shards(len(questions), self.asking.questions_per_shard):
                 names.append(name)
@@ -174,6 +176,11 @@ class Asker:
         self, question: Question, prompt: Prompt, draw: int, completion: Completion
     ) -> Candidate:
         parsed = parse(completion.text, completion.finish, question.choices)
+        if completion.num_tokens > self.asking.sampling.max_tokens:
+            raise GateError(
+                f"question {question.id}: a completion of {completion.num_tokens} tokens, more than "
+                f"--sampling.max-tokens {self.asking.sampling.max_tokens}: the engine ignored it"
+            )
         if completion.finish is not Finish.ERROR:
             check_audio_tokens(
                 completion.audio_tokens, duration_s=question.audio_s, question_id=question.id

@@ -85,6 +85,7 @@ class _Maker:
             )
             root = audio_root(self._questions, TRAIN, command.audio_root)
             clips = ClipReader(root, endpoint_url=command.endpoint_url)
+            canary = engine.canary().model_dump(mode="json")
             label = f"iteration {command.iteration}: {key.rpartition('/')[2]}"
             names = Asker(engine, clips, edges, asking).ask(draft, asked, label)
         counts, metrics = summarise(
@@ -94,7 +95,7 @@ class _Maker:
         return draft.finish(
             names,
             counts=counts | {"num_questions": len(asked)},
-            metrics=metrics,
+            metrics=metrics | {"canary": canary},
             placement={"audio_root": root, "model": command.model},
             cost=cost,
         )

@@ -15,11 +15,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from mmar_jobs.artifact import Artifact, Draft, begin, require_artifact
+from mmar_jobs.artifact import Artifact, Draft, begin, file_sha256, require_artifact
 from mmar_jobs.audio import ClipReader
 from mmar_jobs.encode import encode_prompt, load_processor
 from mmar_jobs.errors import GateError
-from mmar_jobs.layout import adapter_key, checkpoint_key, examples_key, questions_key
+from mmar_jobs.identity import Canary, ModelIdentity
+from mmar_jobs.layout import (
+    adapter_key,
+    candidates_key,
+    checkpoint_key,
+    examples_key,
+    questions_key,
+)
 from mmar_jobs.lineage import ADAPTER_WEIGHTS, Model, check_base, check_prompt, parent_of
 from mmar_jobs.manifest import canonical_json
 from mmar_jobs.prompt import render, template_hash
@@ -35,7 +42,7 @@ from mmar_jobs.qlora.trainer import TrainResult, train
 from mmar_jobs.records import Example, Question
 from mmar_jobs.settings import OptimSettings, TrainCommand, recipe
 from mmar_jobs.stages import Edges, stopwatch
-from mmar_jobs.stages.answering import CANARY
+from mmar_jobs.stages.answering import CANARY, check_identity
 from mmar_jobs.stages.ingest import TRAIN, audio_root, read_split
 from mmar_jobs.store import Store
 
@@ -88,7 +95,9 @@ def run(command: TrainCommand, edges: Edges) -> Artifact:
     with stopwatch(cost):
         told = list(examples.records(Example))
         _check_teacher(told, parent.identity(base_digest).hash)
-        result = _fit(command, edges, _Material(questions, told, parent), checkpoints, draft)
+        canary = _parent_canary(store, run_id, command.iteration)
+        material = _Material(questions, told, parent, canary)
+        result = _fit(command, edges, material, checkpoints, draft)
     finished = draft.finish(
         [ADAPTER_WEIGHTS, CONFIG_FILE, CANARY, STEPS],
         counts=_counts(result),
@@ -102,11 +111,12 @@ def run(command: TrainCommand, edges: Edges) -> Artifact:
 
 @dataclass(frozen=True)
 class _Material:
-    """What is trained on, and from where."""
+    """What is trained on, and from where; `parent_canary` is what generate's engine said."""
 
     questions: Artifact
     examples: Sequence[Example]
     parent: Model
+    parent_canary: Canary
 
 
 def _fit(
@@ -137,13 +147,35 @@ def _fit(
         child = Path(scratch) / "child"
         export_adapter(lora, child, base.name)
         del model, lora, audio
-        canary = edges.open_engine(base, child, command.engine).canary()
+        canary = _ask_canary(command, edges, child, material)
         draft.upload(child / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS)
         draft.upload(child / CONFIG_FILE, CONFIG_FILE)
     draft.write_bytes(CANARY, canary.model_dump_json().encode())
     steps = {"losses": result.losses, "grad_norms": result.grad_norms}
     draft.write_bytes(STEPS, canonical_json(json.loads(json.dumps(steps))))
     return result
+
+
+def _parent_canary(store: Store, run_id: str, iteration: int) -> Canary:
+    candidates = require_artifact(store, candidates_key(run_id, iteration), stage="generate")
+    return Canary.model_validate(candidates.manifest.metrics["canary"])
+
+
+def _ask_canary(command: TrainCommand, edges: Edges, child: Path, material: _Material) -> Canary:
+    """The canary of the exported child; GateError from an engine that does not apply the adapter."""
+    engine = edges.open_engine(Path(command.model), child, command.engine)
+    expected = ModelIdentity(
+        base_digest=model_digest(Path(command.model)),
+        adapter_digest=file_sha256(child / ADAPTER_WEIGHTS),
+    )
+    check_identity(engine, expected, name=f"iteration {command.iteration}")
+    canary = engine.canary()
+    if canary == material.parent_canary:
+        raise GateError(
+            f"iteration {command.iteration} answers the canary exactly like its parent: the engine "
+            "serves the parent under another name, or the adapter has no effect"
+        )
+    return canary
 
 
 def _encode(
