@@ -155,4 +155,4 @@ def _envelope(num_frames: int, rate_hz: int) -> NDArray[np.int64]:
     ramp = max(1, _RAMP_MS * rate_hz // 1000)
     index_N = np.arange(num_frames, dtype=np.int64)
     edge_N = np.minimum(index_N, num_frames - 1 - index_N)
-    return np.minimum(edge_N * 1024 // ramp, 1024)
+    return np.asarray(np.minimum(edge_N * 1024 // ramp, 1024))
