@@ -1,7 +1,10 @@
 """The report says what the artifacts say, loads and runs nothing, and is the same every time."""
 
 import html
+import io
 import re
+import wave
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -12,10 +15,12 @@ from report_run import RUN_ID, build_run
 
 from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.layout import report_key
+from mmar_jobs.manifest import sha256
 from mmar_jobs.records import Question
 from mmar_jobs.report import write_report
-from mmar_jobs.report.cases import MAX_CASES, pick
-from mmar_jobs.report.findings import Comparison, compare
+from mmar_jobs.report.cases import MAX_CASES, pick, show_cases
+from mmar_jobs.report.findings import Comparison, Headline, compare, headline
+from mmar_jobs.report.plots import accuracy, duration
 from mmar_jobs.report.run_view import Run, read_run
 from mmar_jobs.stages.ingest import HELDOUT, Reject
 from mmar_jobs.store import Store, open_store
@@ -249,6 +254,42 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "Asked: What is this?" in page
 
 
+def test_page_stays_small_with_long_clips_and_long_thinking(
+    tmp_path: Path, compared: tuple[Run, Comparison]
+) -> None:
+    """Clips beyond the size limit are drawn and named but not embedded; thinking is cut."""
+    run, comparison = compared
+    data = io.BytesIO()
+    with wave.open(data, "wb") as writer:
+        writer.setnchannels(2)
+        writer.setsampwidth(2)
+        writer.setframerate(32_000)
+        writer.writeframes(b"\1\2\3\4" * 32_000 * 30)
+    (tmp_path / "long.wav").write_bytes(data.getvalue())
+    clip = {"audio": "long.wav", "audio_sha256": sha256(data.getvalue()), "audio_s": 30.0}
+    asked = [question.model_copy(update=clip) for question in run.splits[HELDOUT]]
+    assert run.questions is not None
+    manifest = run.questions.manifest.model_copy(
+        update={"placement": {"audio_roots": {HELDOUT: str(tmp_path)}}}
+    )
+    questions = replace(run.questions, manifest=manifest)
+    wordy = {
+        key: row.model_copy(update={"thinking": "hm " * 9_000})
+        for key, row in comparison.after_answers.by_id.items()
+    }
+    answers = replace(comparison.after_answers, by_id=wordy)
+    cases = show_cases(
+        replace(run, splits={HELDOUT: asked}, questions=questions),
+        replace(comparison, after_answers=answers),
+        endpoint_url=None,
+    )
+    playable = [case.sound for case in cases if case.sound.data_uri]
+    assert ["30.0 s, as the model hears it (16 kHz mono)"] * 2 == [s.note for s in playable]
+    assert sum(len(sound.data_uri) for sound in playable) < 2_800_000
+    assert "too large to embed, see long.wav" in cases[-1].sound.note
+    assert all(len(case.after.thinking) < 4_100 for case in cases)
+
+
 def test_missing_clip_is_said_and_not_raised(tmp_path: Path) -> None:
     """A report of an old run whose clips are gone still shows everything else."""
     page = _page(tmp_path, Plan(num_clips=6, accuracies=(40, 80), has_sound=False))
@@ -273,6 +314,46 @@ def test_run_without_promotion_says_no(tmp_path: Path) -> None:
     assert "None of 2 children was promoted" in words
     assert "iteration 2 (refused)" in words
     assert "refused, run stopped" in words
+
+
+def test_headline_has_words_for_every_outcome(compared: tuple[Run, Comparison]) -> None:
+    """A gain that may be luck, a control that was not tried, and a model that does not listen."""
+    run, comparison = compared
+
+    def said(**changes: object) -> Headline:
+        verdict = comparison.verdict.model_copy(update=changes)
+        return headline(run, replace(comparison, verdict=verdict))
+
+    assert said(p_value=0.2).answer == "Not shown"
+    assert "It was not tried without sound" in said(muted_accuracy=None).control
+    assert "nothing shows that it listens" in said(listening_p_value=0.3).control
+
+
+def test_cases_fill_up_with_questions_that_did_not_change(
+    compared: tuple[Run, Comparison],
+) -> None:
+    """Where nothing changed there is still something to listen to, wrong answers first."""
+    run, comparison = compared
+    same = replace(comparison, after_grades=comparison.before_grades)
+    changes = [change for _, change in pick(run.splits[HELDOUT], same)]
+    assert ["still wrong"] * MAX_CASES == changes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0.0 s"), (59.94, "59.9 s"), (61.0, "1 min 01 s"), (7860.0, "2 h 11 min")],
+)
+def test_durations_read_as_one_would_say_them(seconds: float, text: str) -> None:
+    """Seconds, minutes or hours, whichever is told."""
+    assert text == duration(seconds)
+
+
+def test_long_run_is_drawn_without_collisions(store: Store) -> None:
+    """With many iterations the accuracy plot leaves its numbers to the table."""
+    turns = read_run(store, RUN_ID).iterations
+    many = [replace(turns[0], number=number) for number in range(1, 9)]
+    assert ">iteration 1<" in accuracy(turns)
+    assert ">iteration 1<" not in accuracy(many)
 
 
 def test_deaf_model_is_called_out(tmp_path: Path) -> None:

@@ -23,9 +23,7 @@ from mmar_jobs.report.run_view import Run
 from mmar_jobs.stages.ingest import HELDOUT, audio_root
 
 MAX_CASES: Final = 6
-MAX_SOUND_BYTES: Final = 1_500_000  # a third more as base64
-# Below this the file itself is embedded, above it what the models heard of it: 16 kHz mono.
-MAX_FILE_BYTES: Final = 120_000
+MAX_SOUND_BYTES: Final = 2_000_000  # a third more as base64: two clips of 30 s, or all short ones
 MAX_SHOWN_CHARACTERS: Final = 4_000
 _NUM_BINS: Final = 160
 _MAX_LOST: Final = 2
@@ -132,14 +130,15 @@ def _sound(clips: ClipReader, question: Question, budget: int) -> tuple[Sound, i
         return Sound("", "", f"The clip cannot be played: {error}"), 0
     outline = _outline(clip.waveform)
     form = f"{question.audio_s:.1f} s"
-    if len(data) <= MAX_FILE_BYTES:
+    heard = _wav_bytes(clip)
+    if len(data) <= len(heard):
         note = f"{form}, the file itself ({clip.file_rate_hz / 1000:g} kHz)"
         media_type = next(
             (kind for magic, kind in _MEDIA_TYPES if data.startswith(magic)), "audio/mpeg"
         )
     else:
         note = f"{form}, as the model hears it (16 kHz mono)"
-        data, media_type = _wav_bytes(clip), "audio/wav"
+        data, media_type = heard, "audio/wav"
     if len(data) > budget:
         return Sound("", outline, f"{form}; too large to embed, see {question.audio}"), 0
     encoded = base64.b64encode(data).decode()

@@ -199,6 +199,8 @@ def _control(comparison: Comparison) -> str:
             f"{muted} (p = {seen.muted_p_value:.2g}): above chance, so part of its score needs no "
             "listening."
         )
+    if seen.listening_p_value is None or seen.listening_p_value >= comparison.alpha:
+        return f"{muted}. With sound it is not measurably better, so nothing shows that it listens."
     return f"{muted}: not above chance, so its score comes from listening."
 
 
