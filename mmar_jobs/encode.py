@@ -36,6 +36,14 @@ def load_processor(folder: Path) -> Any:
         raise DataError(f"{folder} holds no Qwen3-Omni processor: {reason}") from error
 
 
+def render_prompt(processor: Any, prompt: Prompt) -> str:
+    """The prompt's text by the model's own chat template, up to the assistant's turn."""
+    text: str = processor.apply_chat_template(
+        prompt.messages(), add_generation_prompt=True, tokenize=False
+    )
+    return text
+
+
 def encode_prompt(processor: Any, prompt: Prompt, clip: Clip, *, question_id: str) -> EncodedPrompt:
     """Render the chat template up to the assistant's turn and encode text and sound.
 
@@ -43,9 +51,7 @@ def encode_prompt(processor: Any, prompt: Prompt, clip: Clip, *, question_id: st
     differ, and an answer would depend on its neighbours. Raises GateError unless the model hears
     every second of the clip.
     """
-    text = processor.apply_chat_template(
-        prompt.messages(), add_generation_prompt=True, tokenize=False
-    )
+    text = render_prompt(processor, prompt)
     inputs = processor(
         text=text, audio=[clip.waveform], sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt"
     )

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.grade import grade, parse
+from mmar_jobs.prompt import THINK_OPEN
 from mmar_jobs.records import Candidate, Example, Grade, Question, Record, Zone
 
 HARD_MAX_RATE: Final = 1 / 3
@@ -55,6 +56,7 @@ class SelectionRule(Record):
     Zones by rate of correct among valid attempts: UNDECIDED below `min_valid` attempts, UNSOLVED at
     0, HARD up to and including `hard_max_rate`, EASY from `easy_min_rate` on, MASTERED at 1, MEDIUM
     between. A zone without an entry in `zone_weights` weighs 1; weight 0 leaves the zone out.
+    `think_open_in_prompt` says that the chat template opens the thinking, so completions do not.
     """
 
     strategy: Strategy = Strategy.TOP_K
@@ -62,6 +64,7 @@ class SelectionRule(Record):
     min_valid: Annotated[int, Field(ge=1)] = 4
     hard_max_rate: Annotated[float, Field(gt=0, lt=1)] = HARD_MAX_RATE
     easy_min_rate: Annotated[float, Field(gt=0, lt=1)] = EASY_MIN_RATE
+    think_open_in_prompt: bool = False
     zone_weights: dict[Zone, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default_factory=dict
     )
@@ -180,7 +183,7 @@ def examples_of(
         drops[reason] += len(correct)
         pool, chosen = [], []
     else:
-        pool = _worth_learning(question, correct, drops)
+        pool = _worth_learning(question, correct, drops, tag_in_prompt=rule.think_open_in_prompt)
         chosen = select(pool, rule)
         drops[DropReason.NOT_CHOSEN] += len(candidates) - drops.total() - len(chosen)
     return Selection(
@@ -229,13 +232,23 @@ def _zone_reason(zone: Zone, weight: float) -> DropReason | None:
 
 
 def _worth_learning(
-    question: Question, correct: Sequence[Candidate], drops: Counter[DropReason]
+    question: Question,
+    correct: Sequence[Candidate],
+    drops: Counter[DropReason],
+    *,
+    tag_in_prompt: bool,
 ) -> list[Candidate]:
-    """Leave out repeated completions and those without thinking, counting them in `drops`."""
+    """Leave out repeated completions and those without thinking, counting them in `drops`.
+
+    Where the prompt does not end with the opening tag, a completion without one is right but
+    malformed: it counts for the rate and is not taught.
+    """
     kept: dict[str, Candidate] = {}
     for candidate in correct:
         completion = candidate.completion.strip()
-        if not parse(completion, candidate.finish, question.choices).thinking:
+        is_open = tag_in_prompt or completion.startswith(THINK_OPEN)
+        thinking = parse(completion, candidate.finish, question.choices).thinking
+        if not (is_open and thinking):
             drops[DropReason.NO_THINKING] += 1
         elif completion in kept:
             drops[DropReason.DUPLICATE] += 1

@@ -55,6 +55,7 @@ class FakeEngine:
     broken: frozenset[str] = frozenset()
     finish: Finish = Finish.STOP
     canary_shift: float = 0.0
+    prompt_opens_thinking: bool = False
     asked: list[tuple[str, int, bool]] = field(default_factory=list)
 
     def canary(self) -> Canary:

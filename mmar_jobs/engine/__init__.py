@@ -55,6 +55,11 @@ class Engine(Protocol):
         """Digests of the base and adapter that this engine serves."""
         ...
 
+    @property
+    def prompt_opens_thinking(self) -> bool:
+        """Whether the chat template ends a prompt with the opening tag, so completions lack it."""
+        ...
+
     def canary(self) -> Canary:
         """The model's greedy answer to the fixed canary prompt."""
         ...

@@ -16,11 +16,11 @@ from transformers import DynamicCache
 
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import canary_clip
-from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
+from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor, render_prompt
 from mmar_jobs.engine import Completion, Request, Sampling, attention
 from mmar_jobs.engine.sampling import TokenChooser, draw_seed
 from mmar_jobs.identity import Canary, ModelIdentity
-from mmar_jobs.prompt import Prompt
+from mmar_jobs.prompt import THINK_OPEN, Prompt
 from mmar_jobs.qlora.audio_embeds import MelFeatures, embed_clips
 from mmar_jobs.qlora.export import WEIGHTS_FILE
 from mmar_jobs.qlora.load import load_thinker, model_digest
@@ -64,6 +64,8 @@ class LocalEngine:
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._rows_per_batch = rows_per_batch
+        rendered = render_prompt(processor, _CANARY_PROMPT)
+        self.prompt_opens_thinking = rendered.rstrip().endswith(THINK_OPEN)
         self._stop_ids = torch.tensor(self._tokenizer.convert_tokens_to_ids(list(_STOP_TOKENS)))
         self._audio_id = self._tokenizer.convert_tokens_to_ids(processor.audio_token)
 

@@ -26,6 +26,7 @@ from mmar_jobs.stages import Edges
 from mmar_jobs.zone import rate
 
 CANARY: Final = "canary.json"
+OPENS_THINKING: Final = "prompt_opens_thinking"
 _MAX_ERROR_SHARE: Final = 0.01
 
 

@@ -21,6 +21,7 @@ from mmar_jobs.records import Candidate, Example, Finish, Grade, Question, Zone
 from mmar_jobs.settings import FilterCommand, FilterRecipe, recipe
 from mmar_jobs.split import source_keys
 from mmar_jobs.stages import Edges, stopwatch
+from mmar_jobs.stages.answering import OPENS_THINKING
 from mmar_jobs.stages.ingest import BENCHMARK, TRAIN, read_split
 from mmar_jobs.zone import DropReason, Selection, SelectionRule, Strategy, examples_of
 
@@ -55,7 +56,9 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
         guard = {key for q in read_split(questions, BENCHMARK) for key in source_keys(q)}
         sieve = Sieve(
             asked,
-            selection_rule(command.filter),
+            selection_rule(
+                command.filter, think_open_in_prompt=candidates.manifest.metrics[OPENS_THINKING]
+            ),
             command.prompt.version,
             guard,
             solved_muted=_solved_muted(muted, asked),
@@ -75,9 +78,10 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
     )
 
 
-def selection_rule(settings: FilterRecipe) -> SelectionRule:
+def selection_rule(settings: FilterRecipe, *, think_open_in_prompt: bool) -> SelectionRule:
     """The settings in the form of the pure module."""
     return SelectionRule(
+        think_open_in_prompt=think_open_in_prompt,
         strategy=Strategy(settings.strategy),
         top_k=settings.top_k,
         min_valid=settings.min_valid,

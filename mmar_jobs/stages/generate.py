@@ -18,7 +18,14 @@ from mmar_jobs.qlora.load import model_digest
 from mmar_jobs.records import Candidate, Question
 from mmar_jobs.settings import GenerateCommand, SamplingRecipe, recipe
 from mmar_jobs.stages import Edges, stopwatch
-from mmar_jobs.stages.answering import Asker, Asking, drawn, greedy, open_checked_engine
+from mmar_jobs.stages.answering import (
+    OPENS_THINKING,
+    Asker,
+    Asking,
+    drawn,
+    greedy,
+    open_checked_engine,
+)
 from mmar_jobs.stages.ingest import TRAIN, audio_root, read_split
 
 STAGE: Final = "generate"
@@ -95,7 +102,7 @@ class _Maker:
         return draft.finish(
             names,
             counts=counts | {"num_questions": len(asked)},
-            metrics=metrics | {"canary": canary},
+            metrics=metrics | {"canary": canary, OPENS_THINKING: engine.prompt_opens_thinking},
             placement={"audio_root": root, "model": command.model},
             cost=cost,
         )
