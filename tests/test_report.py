@@ -5,11 +5,11 @@ import io
 import re
 import wave
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from report_html import tags_of, words_of
 from report_questions import Plan
 from report_run import RUN_ID, build_run
 
@@ -38,12 +38,6 @@ def _page(folder: Path, plan: Plan) -> str:
     return write_report(_store(folder, plan), RUN_ID).decode()
 
 
-def _words(page: str) -> str:
-    """What a reader sees: no styles, no tags, single spaces."""
-    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A finished run whose first two iterations are promoted."""
@@ -65,33 +59,6 @@ def compared(store: Store) -> tuple[Run, Comparison]:
     return run, comparison
 
 
-class _Tags(HTMLParser):
-    """Collects what a browser would act on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open_tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br", "img", "link", "input"):
-            self.open_tags.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open_tags.pop() == tag
-
-
-def _tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
-    parser = _Tags()
-    parser.feed(page)
-    assert parser.open_tags == []
-    return parser.tags
-
-
 def test_report_is_written_to_the_store(store: Store, page: str) -> None:
     """The bytes that are returned are the ones that lie in the store."""
     assert page.encode() == store.read(report_key(RUN_ID))
@@ -111,7 +78,7 @@ def test_same_run_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_headline_gives_gain_and_test(page: str, compared: tuple[Run, Comparison]) -> None:
     """The answer, the gain, both accuracies and the discordant pairs are those of the answers."""
     seen = compared[1].verdict
-    words = _words(page)
+    words = words_of(page)
     assert seen.gain > 0.1
     assert f"Yes, by {100 * seen.gain:.1f} points" in words
     assert f"right on {seen.child_accuracy:.1%} of {seen.n} held-out questions" in words
@@ -140,7 +107,9 @@ def test_page_has_every_section(page: str) -> None:
         "settings",
     ):
         assert f'<section id="{section}">' in page
-    labels = [attrs["aria-label"] for tag, attrs in _tags(page) if tag == "svg" and "role" in attrs]
+    labels = [
+        attrs["aria-label"] for tag, attrs in tags_of(page) if tag == "svg" and "role" in attrs
+    ]
     starts = ["Held-out", "Questions", "Training", "Completion", "Accuracy per", "Time per"]
     assert len(starts) == len(labels)
     for start, label in zip(starts, labels, strict=True):
@@ -151,7 +120,7 @@ def test_page_shows_what_each_iteration_recorded(
     page: str, compared: tuple[Run, Comparison]
 ) -> None:
     """Counts, losses, verdict and reasons stand in the table as the manifests have them."""
-    words = _words(page)
+    words = words_of(page)
     for turn in compared[0].iterations:
         assert turn.verdict and turn.examples
         assert f"{turn.examples.manifest.counts['num_examples']:,}" in words
@@ -164,7 +133,7 @@ def test_page_loads_nothing(page: str) -> None:
     """No element refers to anything but the page itself and data in it."""
     assert not re.search(r"@import|url\((?!#)", page)
     assert "://" not in page
-    for tag, attrs in _tags(page):
+    for tag, attrs in tags_of(page):
         assert tag not in ("script", "link", "iframe", "object", "embed", "form", "base")
         for name in ("src", "href", "xlink:href", "srcset", "poster", "action"):
             target = attrs.get(name) or "#"
@@ -175,7 +144,9 @@ def test_page_loads_nothing(page: str) -> None:
 def test_page_forbids_scripts_and_network(page: str) -> None:
     """Even if something slipped through, the page's own policy would stop it."""
     policy = next(
-        attrs["content"] for _, attrs in _tags(page) if "Content-Security-Policy" in attrs.values()
+        attrs["content"]
+        for _, attrs in tags_of(page)
+        if "Content-Security-Policy" in attrs.values()
     )
     assert str(policy).startswith("default-src 'none'")
     assert "script" not in str(policy)
@@ -183,7 +154,7 @@ def test_page_forbids_scripts_and_network(page: str) -> None:
 
 def test_page_is_accessible(page: str) -> None:
     """Language, one h1, headings without gaps, captions, scopes, and a name for every picture."""
-    tags = _tags(page)
+    tags = tags_of(page)
     names = [tag for tag, _ in tags]
     assert names.count("h1") == 1
     levels = [int(name[1]) for name in names if re.fullmatch(r"h[1-6]", name)]
@@ -199,7 +170,7 @@ def test_page_is_accessible(page: str) -> None:
 
 def test_ids_are_unique_and_every_reference_is_met(page: str) -> None:
     """Six plots in one page do not steal each other's clip paths and markers."""
-    ids = [str(attrs["id"]) for _, attrs in _tags(page) if "id" in attrs]
+    ids = [str(attrs["id"]) for _, attrs in tags_of(page) if "id" in attrs]
     assert len(ids) == len(set(ids))
     wanted = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page))
     assert {a or b for a, b in wanted} <= set(ids)
@@ -215,7 +186,7 @@ def test_plots_follow_the_page_between_light_and_dark(page: str) -> None:
 
 def test_clips_can_be_played(page: str) -> None:
     """Each case has its own sound, small enough for a mail."""
-    players = [attrs for tag, attrs in _tags(page) if tag == "audio"]
+    players = [attrs for tag, attrs in tags_of(page) if tag == "audio"]
     assert MAX_CASES == len(players)
     assert len({attrs["src"] for attrs in players}) > 1
     assert all(str(attrs["src"]).startswith("data:audio/wav;base64,UklGR") for attrs in players)
@@ -247,7 +218,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     reject = Reject(source="train", line_number=1, id=EVIL, reason=EVIL)
     plan = Plan(num_clips=3, accuracies=(0, 100), twist=twist, rejects=[reject])
     page = _page(tmp_path, plan)
-    assert "script" not in {tag for tag, _ in _tags(page)}
+    assert "script" not in {tag for tag, _ in tags_of(page)}
     assert "<img" not in page
     assert "{{ 7 * 7 }}" in html.unescape(page)
     assert f"What is this? {EVIL}" in html.unescape(page)
@@ -309,7 +280,7 @@ def test_changed_clip_is_not_played(tmp_path: Path) -> None:
 
 def test_run_without_promotion_says_no(tmp_path: Path) -> None:
     """Where every child was refused, the page says so and compares the last child."""
-    words = _words(_page(tmp_path, Plan(num_clips=10, accuracies=(60, 60, 55))))
+    words = words_of(_page(tmp_path, Plan(num_clips=10, accuracies=(60, 60, 55))))
     assert "Did the model get better? No " in words
     assert "None of 2 children was promoted" in words
     assert "iteration 2 (refused)" in words
@@ -358,7 +329,7 @@ def test_long_run_is_drawn_without_collisions(store: Store) -> None:
 
 def test_deaf_model_is_called_out(tmp_path: Path) -> None:
     """A muted score above chance is said beside the answer."""
-    words = _words(_page(tmp_path, Plan(num_clips=40, accuracies=(45, 75), muted_accuracy=70)))
+    words = words_of(_page(tmp_path, Plan(num_clips=40, accuracies=(45, 75), muted_accuracy=70)))
     assert "above chance, so part of its score needs no listening" in words
 
 
@@ -374,7 +345,7 @@ def test_deaf_model_is_called_out(tmp_path: Path) -> None:
 def test_unfinished_run_says_what_is_missing(tmp_path: Path, last_stage: str, missing: str) -> None:
     """Every stage's end is a state that can be looked at."""
     plan = Plan(num_clips=5, accuracies=(40, 70), last_stage=last_stage)
-    words = _words(_page(tmp_path, plan))
+    words = words_of(_page(tmp_path, plan))
     assert "This run is not finished" in words
     assert missing in words
     assert ("Not known yet" in words) == (last_stage != "evaluate")
@@ -384,7 +355,7 @@ def test_begun_artifact_is_not_a_finished_one(tmp_path: Path) -> None:
     """An artifact with a plan and no manifest is called begun."""
     store = _store(tmp_path, Plan(num_clips=5, accuracies=(40, 70), last_stage="train"))
     store.write(f"runs/{RUN_ID}/iter-1/verdict/plan.json", b"{}")
-    assert "the verdict of iteration 1 (begun and not finished: run" in _words(
+    assert "the verdict of iteration 1 (begun and not finished: run" in words_of(
         write_report(store, RUN_ID).decode()
     )
 
