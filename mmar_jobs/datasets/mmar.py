@@ -129,6 +129,11 @@ def _training(row: Mapping[str, Any], source: str) -> Question:
 
 def _built(row: Mapping[str, Any], listed: Listed, audio: str, source: str) -> Question:
     key = _text(row, "id")
+    if row.get("start_s"):
+        raise ValueError(
+            f"its clip starts at {row['start_s']} s of {audio}, and files are heard from their "
+            "beginning: cut it out first"
+        )
     answer = row.get("answer")
     if answer is not None:
         answer = _as_text("answer", answer)

@@ -23,6 +23,10 @@ from mmar_jobs.qlora.foreign import Thinker
 
 _ATTENTION: Final = re.compile(r"base_model\.model\.(.*self_attn\.\w+)\.lora_A\.weight")
 _EXPERTS: Final = re.compile(r"base_model\.model\.(.*mlp\.experts)\.lora_A\.weight")
+_PART_OF_A_PAIR: Final = re.compile(
+    r"base_model\.model\..*(self_attn\.\w+\.lora_B|mlp\.experts(\.base_layer\.lora_[AB]|\.lora_B))"
+    r"\.weight"
+)
 _ORIGINAL_PREFIX: Final = "thinker."
 
 
@@ -74,6 +78,10 @@ def read_pairs(folder: Path) -> dict[str, Pair]:
             elif match := _EXPERTS.fullmatch(name):
                 num_experts = a.shape[0] // config["r"]
                 pairs |= dict(_expert_pairs(match[1], state, num_experts, scaling))
+            elif not _PART_OF_A_PAIR.fullmatch(name):
+                raise DataError(
+                    f"{folder}: the adapter holds {name}, which no merge knows: train it again"
+                )
     except KeyError as error:
         raise DataError(f"{folder}: the adapter lacks tensor {error}") from error
     if not pairs:
