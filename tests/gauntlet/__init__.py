@@ -1,7 +1,7 @@
-"""The gauntlet: each fault of the earlier attempt, planted in turn into a run that is otherwise healthy.
+"""The gauntlet: each fault of the earlier attempt, planted in turn into an otherwise healthy run.
 
-The earlier attempt had all nineteen, and none of them made a sound: it trained deaf, graded wrong,
-lost rounds and ended with exit code 0. Here each is planted where it would really happen, and the run
+The earlier attempt had all nineteen, and none made a sound: it trained deaf, graded wrong, lost
+rounds and ended with exit code 0. Here each is planted where it would really happen, and the run
 must stop with one line that names what is wrong and with the exit code that the cluster acts on.
 `test_fault_NN_*.py` holds fault NN; read them in order.
 """

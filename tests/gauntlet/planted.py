@@ -7,7 +7,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from mmar_jobs.cli import run_command
 from mmar_jobs.engine import Request
 from mmar_jobs.errors import ExitCode, MmarError
 from mmar_jobs.identity import ModelIdentity
-from mmar_jobs.manifest import sha256
+from mmar_jobs.manifest import Manifest, sha256
+from mmar_jobs.progress import Tracker, no_bar
 from mmar_jobs.stages import OpenEngine
 from mmar_jobs.store import open_store
 from mmar_jobs.tiny.build import TinyWorld
@@ -39,6 +40,7 @@ class Stop:
 
     code: int
     line: str
+    out: str = ""
 
     def says(self, code: ExitCode, *words: str) -> None:
         """Assert the exit code, and that the one line names every one of `words`."""
@@ -99,20 +101,30 @@ class Run:
     world: TinyWorld
     exam: Exam
     capsys: pytest.CaptureFixture[str] | None = None
-    extra: dict[str, list[str]] = field(default_factory=dict)
 
     def cli(self, stage: str, *flags: str) -> Stop:
-        """Run one stage by the command line with the engine that users get; its code and last line."""
+        """Run one stage by the command line, with the engine that users get."""
+        return self.command(stage, *self.flags(stage), *flags)
+
+    def command(self, name: str, *arguments: str) -> Stop:
+        """Run one command as a user does; its code, last line of errors, and output."""
         assert self.capsys is not None
         self.capsys.readouterr()
-        code = run_command(stage, [*self.flags(stage), *flags])
-        return Stop(code, self.capsys.readouterr().err.rstrip("\n").rpartition("\n")[2])
+        code = run_command(name, arguments)
+        said = self.capsys.readouterr()
+        return Stop(code, said.err.rstrip("\n").rpartition("\n")[2], said.out)
 
-    def stage(self, stage: str, *flags: str, opener: OpenEngine | None = None) -> Artifact:
+    def stage(
+        self,
+        stage: str,
+        *flags: str,
+        opener: OpenEngine | None = None,
+        track: Tracker = no_bar,
+    ) -> Artifact:
         """Run one stage in process with a fake engine; healthy unless told otherwise."""
         kind: type[Any] = getattr(settings, f"{stage.capitalize()}Command")
         command = settings.parse(kind, [*self.flags(stage), *flags], prog=f"mmar-jobs {stage}")
-        edges, _ = edges_of(self.store, opener or self.opener())
+        edges, _ = edges_of(self.store, opener or self.opener(), track=track)
         artifact: Artifact = import_module(f"mmar_jobs.stages.{stage}").run(command, edges)
         return artifact
 
@@ -144,7 +156,8 @@ class Run:
             | {"sampling.num-candidates": NUM_CANDIDATES, "sampling.questions-per-shard": 4},
             "filter": {"filter.top-k": 2, "filter.min-valid": 2},
             "train": model
-            | {"lora.rank": 2, "lora.dropout": 0, "optim.learning-rates": 1e-2, "engine.threads": 1},
+            | {"lora.rank": 2, "lora.dropout": 0, "engine.threads": 1}
+            | {"optim.learning-rates": 1e-2, "checkpoint-every-steps": 1},
             "evaluate": model | tokens,
             "infer": model | tokens,
         }
@@ -157,8 +170,6 @@ class Run:
         """A finished artifact by its key below the run."""
         store = open_store(str(self.store))
         data = (self.path(key) / MANIFEST).read_bytes()
-        from mmar_jobs.manifest import Manifest
-
         return Artifact(store, f"runs/{RUN_ID}/{key}", Manifest.model_validate_json(data))
 
     def replant(self, key: str, change: Callable[[list[Row]], list[Row]]) -> None:
