@@ -32,6 +32,7 @@ class Plan:
 
 
 def make_questions(audio_root: Path, split: str, plan: Plan) -> list[Question]:
+    """Two questions a clip, and the clips as WAV files below `audio_root`."""
     made = []
     for index in range(plan.num_clips):
         dice = Dice("report", split, index)

@@ -167,7 +167,9 @@ def benchmark(run: Run) -> BenchmarkScore | None:
 
 def _final_model(judged: Sequence[Iteration]) -> ModelName:
     last = judged[-1]
-    assert last.verdict and last.child and last.parent, "judged iterations only"
+    assert last.verdict, "judged iterations only"
+    assert last.child, "a verdict names its child"
+    assert last.parent, "a verdict names its parent"
     return last.child if last.verdict.decision is Decision.PROMOTE else last.parent
 
 

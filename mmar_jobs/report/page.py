@@ -99,7 +99,7 @@ def _gain_interval(ends: tuple[float, float]) -> str:
 
 
 def _p_value(value: float) -> str:
-    if value >= 0.001:  # noqa: PLR2004 - below this the exponent says more
+    if value >= 0.001:
         return f"{value:.2g}"
     mantissa, _, exponent = f"{value:.0e}".partition("e")
     return f"{mantissa}·10" + str(int(exponent)).translate(_SUPERSCRIPT)

@@ -336,13 +336,13 @@ def stage_times(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds in the form that a reader would say: 8.3 s, 4 min 05 s, 2 h 10 min."""
-    if seconds < 60:  # noqa: PLR2004 - a minute
+    if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:  # noqa: PLR2004 - an hour
+    if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"  # noqa: PLR2004 - what three digits show
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
