@@ -328,6 +328,14 @@ def test_long_run_is_drawn_without_collisions(store: Store) -> None:
     assert ">iteration 1<" not in accuracy(many)
 
 
+def test_unfinished_run_without_promotion_says_not_so_far(tmp_path: Path) -> None:
+    """A refused first child is no verdict on a run that goes on."""
+    plan = Plan(num_clips=10, accuracies=(60, 60, 60), last_stage="train")
+    words = words_of(_page(tmp_path, plan))
+    assert "Did the model get better? Not so far " in words
+    assert "The only child was not promoted" in words
+
+
 def test_deaf_model_is_called_out(tmp_path: Path) -> None:
     """A muted score above chance is said beside the answer."""
     words = words_of(_page(tmp_path, Plan(num_clips=24, accuracies=(45, 75), muted_accuracy=70)))

@@ -133,8 +133,8 @@ def headline(run: Run, comparison: Comparison | None) -> Headline:
         which = "the only child" if tried == 1 else f"none of {tried} children"
         verb = "was not promoted" if tried == 1 else "was promoted"
         return Headline(
-            "bad",
-            "No",
+            "open" if run.missing else "bad",
+            "Not so far" if run.missing else "No",
             f"{which.capitalize()} {verb}: the base model is still the best one. The last child "
             f"is right on {seen.child_accuracy:.1%} of {seen.n} held-out questions, the base on "
             f"{seen.parent_accuracy:.1%}.",
