@@ -65,7 +65,7 @@ class DataRecipe(Group):
     contamination: Annotated[
         Literal["refuse", "drop"],
         _help(
-            "a training question that shares audio, id or source with the benchmark: refuse, drop"
+            "a question that shares audio, id or source with benchmark or --heldout: refuse, drop"
         ),
     ] = "refuse"
     seed: Annotated[int, _help("seed of the split by audio")] = 0
@@ -83,7 +83,7 @@ class SamplingRecipe(Group):
         0.95
     )
     top_k: Annotated[CountOrZero, _help("keep the k likeliest tokens; 0 keeps all")] = 0
-    repetition_penalty: Annotated[float, Field(gt=0, description="1 is none")] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, description="penalty on tokens seen before; 1 is none")] = 1.0
     max_tokens: Annotated[Count, _help("longest completion, tokens")] = 6000
     questions_per_iteration: Annotated[
         CountOrZero,
@@ -98,10 +98,10 @@ class SamplingRecipe(Group):
 class ZoneWeights(Group):
     """Weight of a training example by its question's learning zone; 0 leaves the zone out."""
 
-    hard: Annotated[float, Field(ge=0, description="0 < rate <= 1/3")] = 1.0
-    medium: Annotated[float, Field(ge=0, description="1/3 < rate < 2/3")] = 1.0
-    easy: Annotated[float, Field(ge=0, description="2/3 <= rate < 1")] = 1.0
-    mastered: Annotated[float, Field(ge=0, description="rate 1")] = 0.0
+    hard: Annotated[float, Field(ge=0, description="weight where 0 < rate <= 1/3")] = 1.0
+    medium: Annotated[float, Field(ge=0, description="weight where 1/3 < rate < 2/3")] = 1.0
+    easy: Annotated[float, Field(ge=0, description="weight where 2/3 <= rate < 1")] = 1.0
+    mastered: Annotated[float, Field(ge=0, description="weight where every valid attempt is right")] = 0.0
 
 
 class FilterRecipe(Group):
@@ -251,10 +251,10 @@ class _FileSource(PydanticBaseSettingsSource):
         if not path:
             return {}
         try:
-            values = tomllib.loads(Path(path).read_text())
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise SettingsError(f"--config {path} cannot be read: {error.strerror}") from None
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOML's own, or bytes that are not UTF-8
             raise SettingsError(f"--config {path} is not TOML: {error}") from None
         for name in flatten(values):
             check_name(name, f"--config {path}")
