@@ -16,7 +16,7 @@ from report_run import RUN_ID, build_run
 from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.layout import report_key
 from mmar_jobs.manifest import sha256
-from mmar_jobs.records import Question
+from mmar_jobs.records import Grade, Question
 from mmar_jobs.report import write_report
 from mmar_jobs.report.cases import MAX_CASES, pick, show_cases
 from mmar_jobs.report.findings import Comparison, Headline, compare, headline
@@ -299,6 +299,11 @@ def test_headline_has_words_for_every_outcome(compared: tuple[Run, Comparison]) 
     assert said(p_value=0.2).answer == "Not shown"
     assert "It was not tried without sound" in said(muted_accuracy=None).control
     assert "nothing shows that it listens" in said(listening_p_value=0.3).control
+    silent = dict.fromkeys(comparison.muted_grades, Grade.UNPARSED)
+    first, second = list(silent)[:2]
+    silent |= {first: Grade.CORRECT, second: Grade.WRONG}
+    control = headline(run, replace(comparison, muted_grades=silent)).control
+    assert f"only {2 / len(silent):.1%} of them, and is right on 50.0% of these" in control
 
 
 def test_cases_fill_up_with_questions_that_did_not_change(

@@ -17,6 +17,8 @@ from mmar_jobs.stats import holm, mcnemar
 from mmar_jobs.verdict import Decision, PromotionRule, Verdict, judge
 from mmar_jobs.zone import DropReason
 
+_MOST: Final = 0.95
+
 Tone = Literal["good", "bad", "open"]
 
 DROP_TEXT: Final[Mapping[DropReason, str]] = {
@@ -60,6 +62,7 @@ class Comparison:
     after_answers: Answers
     before_grades: Mapping[str, Grade]
     after_grades: Mapping[str, Grade]
+    muted_grades: Mapping[str, Grade]  # empty where not tried
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def compare(run: Run) -> Comparison | None:
         after_answers=pair[1],
         before_grades=grades[0],
         after_grades=grades[1],
+        muted_grades=_grades(questions, muted) if muted else {},
     )
 
 
@@ -196,6 +200,13 @@ def _control(comparison: Comparison) -> str:
         f"{who} with its sound muted is right on {seen.muted_accuracy:.1%}; guessing gives "
         f"{seen.chance:.1%}"
     )
+    given = [g for g in comparison.muted_grades.values() if g in (Grade.CORRECT, Grade.WRONG)]
+    if given and len(given) < _MOST * len(comparison.muted_grades):
+        # Silence counts as wrong: without this a broken control would look like a passed one.
+        muted += (
+            f". It then names a choice on only {len(given) / len(comparison.muted_grades):.1%} of "
+            f"them, and is right on {given.count(Grade.CORRECT) / len(given):.1%} of these"
+        )
     if seen.muted_p_value < comparison.alpha:
         return (
             f"{muted} (p = {seen.muted_p_value:.2g}): above chance, so part of its score needs no "
