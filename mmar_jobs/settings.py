@@ -131,7 +131,8 @@ class OptimSettings(Group):
     """Train: the optimiser (recipe)."""
 
     learning_rates: Annotated[
-        tuple[float, ...], _help("peak learning rate per iteration; the last one repeats")
+        tuple[Annotated[float, Field(gt=0)], ...],
+        Field(min_length=1, description="peak learning rate per iteration; the last one repeats"),
     ] = (2e-5, 1e-5, 5e-6)
     num_epochs: Annotated[Count, _help("passes over the examples")] = 1
     examples_per_step: Annotated[Count, _help("examples per optimiser step")] = 8

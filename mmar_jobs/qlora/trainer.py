@@ -182,6 +182,10 @@ class _Before:
         if digest_factors(lora) == self.factors_digest:
             raise GateError("nothing was trained: the adapter is what it was before the first step")
         for name, factor in lora.factors().items():
+            if not torch.isfinite(factor).all():
+                raise GateError(
+                    f"{name} is not finite after training: the learning rate is too high"
+                )
             if name.endswith("_B") and not factor.detach().any():
                 raise GateError(
                     f"{name} is still zero after training: this projection was not trained"
