@@ -46,8 +46,8 @@ class DropReason(StrEnum):
     UNDECIDED = "undecided"  # correct, but too few valid attempts to trust the rate
     ZONE_WEIGHT_ZERO = "zone_weight_zero"
     NO_THINKING = "no_thinking"  # correct, but it would teach to answer without reasoning
-    DUPLICATE = "duplicate"  # the same completion as an earlier draw
     NOT_CHOSEN = "not_chosen"  # correct, but beyond the k that stay
+    MERGED = "merged"  # chosen, and word for word another chosen one, whose weight grows instead
 
 
 class SelectionRule(Record):
@@ -101,7 +101,8 @@ class Selection:
     grades: Mapping[Grade, int]
     zone: Zone
     rate: Rate
-    choosable_tokens: tuple[int, ...] = ()  # lengths of what the examples were chosen from
+    choosable_tokens: tuple[int, ...] = ()  # lengths of the traces that could be chosen
+    chosen_tokens: tuple[int, ...] = ()  # lengths of those that were, before equal ones are merged
 
 
 _REASON_BY_GRADE: Final = {
@@ -185,17 +186,22 @@ def examples_of(
     else:
         pool = _worth_learning(question, correct, drops, tag_in_prompt=rule.think_open_in_prompt)
         chosen = select(pool, rule)
-        drops[DropReason.NOT_CHOSEN] += len(candidates) - drops.total() - len(chosen)
+        drops[DropReason.NOT_CHOSEN] += len(pool) - len(chosen)
+    merged = _merge(chosen)
+    drops[DropReason.MERGED] += len(chosen) - len(merged)
     return Selection(
         examples=tuple(
-            _example(question, candidate, weight=weight, zone=zone, value=question_rate.value)
-            for candidate in chosen
+            _example(
+                question, candidate, weight=weight * count, zone=zone, value=question_rate.value
+            )
+            for candidate, count in merged
         ),
         drops=+drops,
         grades=Counter(grades),
         zone=zone,
         rate=question_rate,
         choosable_tokens=tuple(candidate.num_tokens for candidate in pool),
+        chosen_tokens=tuple(candidate.num_tokens for candidate in chosen),
     )
 
 
@@ -238,23 +244,34 @@ def _worth_learning(
     *,
     tag_in_prompt: bool,
 ) -> list[Candidate]:
-    """Leave out repeated completions and those without thinking, counting them in `drops`.
+    """Leave out completions without thinking, counting them in `drops`.
 
     Where the prompt does not end with the opening tag, a completion without one is right but
     malformed: it counts for the rate and is not taught.
     """
-    kept: dict[str, Candidate] = {}
+    kept: list[Candidate] = []
     for candidate in correct:
         completion = candidate.completion.strip()
         is_open = tag_in_prompt or completion.startswith(THINK_OPEN)
         thinking = parse(completion, candidate.finish, question.choices).thinking
         if not (is_open and thinking):
             drops[DropReason.NO_THINKING] += 1
-        elif completion in kept:
-            drops[DropReason.DUPLICATE] += 1
         else:
-            kept[completion] = candidate
-    return list(kept.values())
+            kept.append(candidate)
+    return kept
+
+
+def _merge(chosen: Sequence[Candidate]) -> list[tuple[Candidate, int]]:
+    """Each different completion once, with how often it was chosen.
+
+    Leaving repeats out instead would flatten the distribution: a trace that comes up in nine of ten
+    right draws would teach no more than the one lucky guess beside it.
+    """
+    counts = Counter(candidate.completion.strip() for candidate in chosen)
+    first: dict[str, Candidate] = {}
+    for candidate in chosen:
+        first.setdefault(candidate.completion.strip(), candidate)
+    return [(candidate, counts[completion]) for completion, candidate in first.items()]
 
 
 def _check_together(question: Question, candidates: Sequence[Candidate]) -> None:

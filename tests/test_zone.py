@@ -194,14 +194,26 @@ def test_each_reason_to_drop_is_counted() -> None:
     ]
     assert {
         DropReason.WRONG: 1,
-        DropReason.DUPLICATE: 1,
         DropReason.NO_THINKING: 1,
         DropReason.UNPARSED: 1,
         DropReason.TRUNCATED: 1,
         DropReason.ERROR: 1,
-        DropReason.NOT_CHOSEN: 1,
-    } == reasons(candidates, SelectionRule())
-    assert DropReason.NOT_CHOSEN not in reasons(candidates, SelectionRule(strategy=Strategy.ALL))
+        DropReason.NOT_CHOSEN: 2,
+    } == {k: n for k, n in reasons(candidates, SelectionRule()).items() if k != DropReason.MERGED}
+    kept = reasons(candidates, SelectionRule(strategy=Strategy.ALL))
+    assert DropReason.NOT_CHOSEN not in kept
+    assert 1 == kept[DropReason.MERGED]
+
+
+def test_equal_completions_are_one_example_of_their_weight() -> None:
+    """What a model says often when it is right teaches more than what it says once."""
+    candidates = [candidate_of(draw, "<think>x</think>Yes") for draw in range(5)]
+    candidates += [candidate_of(5, "<think>y</think>Yes"), *wrong(1)]
+    rule = SelectionRule(strategy=Strategy.ALL, zone_weights={Zone.EASY: 0.5})
+    examples = examples_of(QUESTION, candidates, rule).examples
+    assert [("<think>x</think>Yes", 2.5), ("<think>y</think>Yes", 0.5)] == [
+        (example.completion, example.weight) for example in examples
+    ]
 
 
 def test_too_few_valid_attempts_give_no_examples() -> None:

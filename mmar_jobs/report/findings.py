@@ -31,7 +31,7 @@ DROP_TEXT: Final[Mapping[DropReason, str]] = {
     DropReason.UNDECIDED: "right, but too few valid attempts at its question",
     DropReason.ZONE_WEIGHT_ZERO: "right, but its question is mastered, or its zone left out",
     DropReason.NO_THINKING: "right, but without any thinking",
-    DropReason.DUPLICATE: "right, but word for word an earlier draw",
+    DropReason.MERGED: "right, and merged with an equal one, whose weight grew",
     DropReason.NOT_CHOSEN: "right, but beyond the number kept per question",
 }
 

@@ -118,13 +118,13 @@ class Tally:
 
     def _add_lengths(self, selection: Selection) -> None:
         """Mean and variance of drawing k of n without replacement (Cochran 1977, theorem 2.2)."""
-        lengths, kept = selection.choosable_tokens, selection.examples
+        lengths, kept = selection.choosable_tokens, selection.chosen_tokens
         if not 0 < len(kept) < len(lengths):
             return
         n, k = len(lengths), len(kept)
         mean = sum(lengths) / n
         spread = sum((length - mean) ** 2 for length in lengths) / (n - 1)
-        self.length_excess += sum(example.num_tokens for example in kept) - k * mean
+        self.length_excess += sum(kept) - k * mean
         self.length_variance += k * (n - k) / n * spread
         self.num_chosen += k
 
