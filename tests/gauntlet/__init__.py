@@ -26,5 +26,5 @@ FAULTS = {
     17: "sampling options were sent where the server ignored them",
     18: "code for four lettered choices met questions with two to six",
     19: "nothing was trained, and the run exited 0",
-    20: "a disk filled up, and two runs wrote into one",
+    20: "two runs of one name, and a place that cannot be written",
 }

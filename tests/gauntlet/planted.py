@@ -104,7 +104,7 @@ class Run:
 
     def cli(self, stage: str, *flags: str) -> Stop:
         """Run one stage by the command line, with the engine that users get."""
-        return self.command(stage, *self.flags(stage), *flags)
+        return self.command(stage, *self.flags(stage, *flags))
 
     def command(self, name: str, *arguments: str) -> Stop:
         """Run one command as a user does; its code, last line of errors, and output."""
@@ -123,7 +123,7 @@ class Run:
     ) -> Artifact:
         """Run one stage in process with a fake engine; healthy unless told otherwise."""
         kind: type[Any] = getattr(settings, f"{stage.capitalize()}Command")
-        command = settings.parse(kind, [*self.flags(stage), *flags], prog=f"mmar-jobs {stage}")
+        command = settings.parse(kind, self.flags(stage, *flags), prog=f"mmar-jobs {stage}")
         edges, _ = edges_of(self.store, opener or self.opener(), track=track)
         artifact: Artifact = import_module(f"mmar_jobs.stages.{stage}").run(command, edges)
         return artifact
@@ -136,10 +136,13 @@ class Run:
         """Opens engines that speak by `script` and have the faults in `options`."""
         return FakeOpener(script or self.exam.healthy, options)
 
-    def flags(self, stage: str) -> list[str]:
-        """The healthy settings of a stage, as flags."""
+    def flags(self, stage: str, *others: str) -> list[str]:
+        """The healthy settings of a stage as flags, but for those that `others` set otherwise."""
         known = {"store": self.store, "run-id": RUN_ID} | self._settings().get(stage, {})
-        return [part for name, value in known.items() for part in (f"--{name}", str(value))]
+        kept = {
+            f"--{name}": str(value) for name, value in known.items() if f"--{name}" not in others
+        }
+        return [part for pair in kept.items() for part in pair] + list(others)
 
     def _settings(self) -> dict[str, dict[str, object]]:
         model: dict[str, object] = {"model": self.model}

@@ -1,4 +1,4 @@
-"""Fault 1: the processor was called with max_length=4096, truncation=True, which also cuts sound."""
+"""Fault 1: the processor was called with max_length=4096, truncation=True: it cut the sound."""
 
 import json
 import shutil
@@ -27,6 +27,7 @@ class TruncatingProcessor:
         return getattr(self._processor, name)
 
     def __call__(self, **inputs: Any) -> Any:
+        """Text and sound, both cut at 4,096."""
         return self._processor(**inputs, max_length=4096, truncation=True)
 
 
@@ -51,7 +52,7 @@ def test_01_truncated_audio_is_never_asked_about(
 
 
 def test_01_truncated_audio_is_never_trained_on(run_after: HealthyRun, tmp_path: Path) -> None:
-    """A trainer has a processor of its own: that the server heard everything says nothing about it."""
+    """A trainer has a processor of its own: that the server heard all says nothing about it."""
     run = run_after("ingest")
     halved = tmp_path / "model"
     shutil.copytree(run.model, halved)
@@ -61,11 +62,13 @@ def test_01_truncated_audio_is_never_trained_on(run_after: HealthyRun, tmp_path:
     run.model = halved
     run.stage("generate")
     run.stage("filter")
-    run.cli("train").says(ExitCode.DATA, "question tiny-", "audio tokens", "its clip of", "truncated")
+    run.cli("train").says(
+        ExitCode.DATA, "question tiny-", "audio tokens", "its clip of", "truncated"
+    )
 
 
 def test_01_the_encoder_that_train_shares_refuses_it(model_folder: Path) -> None:
-    """Generate, train, evaluate and infer encode through one function, which counts what is heard."""
+    """Generate, train, evaluate and infer encode by one function, which counts what is heard."""
     processor = TruncatingProcessor(load_processor(model_folder))
     prompt = Prompt("Listen.", "What is it?")
     stop = stopped(lambda: encode_prompt(processor, prompt, canary_clip(), question_id="q7"))
@@ -73,7 +76,7 @@ def test_01_the_encoder_that_train_shares_refuses_it(model_folder: Path) -> None
 
 
 def test_01_a_server_that_heard_less_is_not_believed(run_after: HealthyRun) -> None:
-    """What counts is the number of audio tokens that the engine reports, not what was sent to it."""
+    """What counts is the number of audio tokens that the engine reports, not what it was sent."""
     run = run_after("ingest")
     stop = run.stop("generate", opener=run.opener(audio_tokens=4))
     stop.says(ExitCode.DATA, "4 audio tokens", "truncated")

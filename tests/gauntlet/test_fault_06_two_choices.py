@@ -33,7 +33,7 @@ def test_06_an_answer_that_hedges_is_no_answer(said: str) -> None:
 
 
 def test_06_a_longer_choice_is_not_the_shorter_one_in_it() -> None:
-    """"twenty one" holds "one" and is another answer."""
+    """The words of "twenty one" hold "one", and it is another answer."""
     candidate = make_candidate(QUESTION, completion=think("Twenty one."))
     assert ("twenty one", Grade.WRONG) == (candidate.answer, grade(candidate, QUESTION))
 

@@ -10,7 +10,7 @@ from tests.gauntlet.conftest import HealthyRun
 
 
 def test_07_a_cut_completion_holds_no_answer() -> None:
-    """"one" may have been about to become "one hundred": only a model that stopped has answered."""
+    """What reads "one" may have been on its way to "one hundred": only a stop is an answer."""
     question = make_question()
     cut = make_candidate(question, finish=Finish.LENGTH)
     assert cut.completion.endswith("</think>one")

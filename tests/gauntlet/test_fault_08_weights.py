@@ -53,7 +53,7 @@ def test_08_a_step_that_ignored_its_weights_is_refused() -> None:
 
 
 def train_with(run: Run, weight_of_first: float) -> dict[str, Any]:
-    """Train on the healthy examples with another weight for the first of them; the steps' losses."""
+    """Train on the healthy examples with another weight for the first; the steps' losses."""
 
     def weigh(rows: list[Row]) -> list[Row]:
         return [rows[0] | {"weight": weight_of_first}, *rows[1:]]

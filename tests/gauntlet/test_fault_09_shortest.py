@@ -37,7 +37,8 @@ def tally_of(choose: Chooser, num_questions: int) -> Tally:
             for draw, length in enumerate(dice.sample(range(50, 500), 8))
         ]
         honest = examples_of(question, candidates, RULE)
-        kept = {candidate.draw for candidate in choose(candidates, RULE.top_k)}
+        chosen = choose(candidates, RULE.top_k)
+        kept = {candidate.draw for candidate in chosen}
         everything = examples_of(question, candidates, RULE.model_copy(update={"top_k": 8}))
         selection = Selection(
             examples=tuple(e for e in everything.examples if e.draw in kept),
@@ -46,6 +47,7 @@ def tally_of(choose: Chooser, num_questions: int) -> Tally:
             zone=Zone.MASTERED,
             rate=Rate(8, 8),
             choosable_tokens=honest.choosable_tokens,
+            chosen_tokens=tuple(candidate.num_tokens for candidate in chosen),
         )
         tally.add(selection, 8)
     return tally

@@ -29,11 +29,13 @@ class BaseUnderAnotherName(FakeOpener):
     """A server that lists the adapter's name and answers with the base."""
 
     def __call__(self, base: Path, adapter: Path | None, chosen: EngineSettings) -> FakeEngine:
+        """Opens both, and shows the one behind the other's identity."""
         named = super().__call__(base, adapter, chosen)
         served = super().__call__(base, None, chosen)
 
         class Impostor(FakeEngine):
             def canary(self) -> Canary:
+                """What the served model says."""
                 return served.canary()
 
         return Impostor(named.identity, self.script)
@@ -55,7 +57,7 @@ def test_10_an_engine_that_serves_another_model_is_asked_nothing(
 def test_10_a_model_served_under_anothers_name_is_found_by_its_canary(
     run_after: HealthyRun,
 ) -> None:
-    """A name proves nothing: the model must say to a fixed prompt what it said when it was trained."""
+    """A name proves nothing: to a fixed prompt a model must say what it said when trained."""
     run = run_after("evaluate")
     stop = run.stop("generate", *NEXT, opener=BaseUnderAnotherName(run.exam.healthy))
     stop.says(ExitCode.DATA, "does not serve model iteration 1", "canary", "manifest")

@@ -44,7 +44,7 @@ def crash(action: Callable[[], object]) -> None:
 
 
 def test_11_a_killed_generate_goes_on_where_it_was(run_after: HealthyRun) -> None:
-    """What was answered before the crash is kept, only the rest is asked, and the bytes are equal."""
+    """What was answered before the crash is kept, the rest is asked, and the bytes are equal."""
     run = run_after("generate")
     expected = shards(run)
     for path in run.path("iter-1/candidates").iterdir():

@@ -14,7 +14,7 @@ from tests.gauntlet.planted import Run, read_rows, write_rows
 
 
 def test_13_a_missing_clip_names_the_path(new_run: Run, tmp_path: Path) -> None:
-    """The earlier attempt looked into folders whose names resembled the file's; this looks in one."""
+    """The earlier attempt tried folders whose names resembled the file's; this looks in one."""
     rows = read_rows(new_run.world.train)
     questions = write_rows(tmp_path / "train.jsonl", rows)
     stop = new_run.cli("ingest", "--questions", str(questions))
@@ -42,7 +42,9 @@ def test_13_a_clip_in_a_neighbouring_folder_is_not_found(new_run: Run, tmp_path:
     row = read_rows(new_run.world.train)[0]
     name = Path(row["audio_path"]).name
     (tmp_path / "musicbench").mkdir()
-    (tmp_path / "musicbench" / name).write_bytes((new_run.world.folder / row["audio_path"]).read_bytes())
+    (tmp_path / "musicbench" / name).write_bytes(
+        (new_run.world.folder / row["audio_path"]).read_bytes()
+    )
     listed = "\n".join(["How many?", "Choices:", *row["choices"]])
     seed_row = {"id": "s1", "sound": name, "audio_dir": "tacos", "question": listed} | {
         "answer": row["answer"]

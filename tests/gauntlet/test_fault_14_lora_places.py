@@ -1,4 +1,4 @@
-"""Fault 14: target names like q_proj also matched the audio tower, and nobody listed the matches."""
+"""Fault 14: names like q_proj also matched the audio tower, and nobody listed the matches."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_14_a_projection_that_was_missed_stops_training() -> None:
 
 
 def test_14_what_is_wrapped_is_listed() -> None:
-    """The audit counts what is wrapped and trained by kind: all of attention, all experts, no more."""
+    """The audit counts what is wrapped and trained: all of attention, all experts, no more."""
     found = audit(qlora_cases.adapted().model)
     assert (8, 4) == (found.row("attention").num_wrapped, found.row("experts").num_wrapped)
     assert 0 == found.row("audio tower").num_wrapped == found.row("audio tower").num_trained
