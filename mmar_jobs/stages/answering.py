@@ -204,9 +204,13 @@ class Asker:
 
 
 def _check_errors(candidates: Sequence[Candidate]) -> None:
+    """Raise GateError for more than a few errors, or for a question that met nothing but errors."""
     errors = [candidate for candidate in candidates if candidate.finish is Finish.ERROR]
-    if len(errors) <= _MAX_ERROR_SHARE * len(candidates):
+    answered = {c.question_id for c in candidates if c.finish is not Finish.ERROR}
+    lost = [candidate for candidate in errors if candidate.question_id not in answered]
+    if not lost and len(errors) <= _MAX_ERROR_SHARE * len(candidates):
         return
+    errors = lost or errors
     raise GateError(
         f"the engine failed on {len(errors)} of {len(candidates)} candidates, first question "
         f"{errors[0].question_id}: {errors[0].error or 'no message'}: an error is not an answer"
