@@ -179,8 +179,8 @@ class Asker:
         parsed = parse(completion.text, completion.finish, question.choices)
         if completion.num_tokens > self.asking.sampling.max_tokens:
             raise GateError(
-                f"question {question.id}: a completion of {completion.num_tokens} tokens, more than "
-                f"--sampling.max-tokens {self.asking.sampling.max_tokens}: the engine ignored it"
+                f"question {question.id}: a completion of {completion.num_tokens} tokens, more "
+                f"than --sampling.max-tokens {self.asking.sampling.max_tokens}: the engine ignored it"
             )
         if completion.finish is not Finish.ERROR:
             check_audio_tokens(
