@@ -101,7 +101,7 @@ def _run(command: settings.RunCommand, edges: Edges) -> Artifact:
     from mmar_jobs.report import write_report  # noqa: PLC0415 - matplotlib
 
     submission = loop.run(command, edges, on_iteration=lambda _: None)
-    html = write_report(edges.store, command.run_id)
+    html = write_report(edges.store, command.run_id, endpoint_url=command.endpoint_url)
     Console().print(summary.table(edges.store, command.run_id))
     if command.output is not None:
         _copy(submission.read_bytes("submission.zip"), command.output / "submission.zip")
@@ -112,7 +112,7 @@ def _run(command: settings.RunCommand, edges: Edges) -> Artifact:
 def _report(command: settings.ReportCommand, edges: Edges) -> None:
     from mmar_jobs.report import write_report  # noqa: PLC0415 - matplotlib
 
-    html = write_report(edges.store, command.run_id)
+    html = write_report(edges.store, command.run_id, endpoint_url=command.endpoint_url)
     if command.output is not None:
         _copy(html, command.output)
 

@@ -267,7 +267,7 @@ class _FileSource(PydanticBaseSettingsSource):
 C = TypeVar("C", bound=Command)
 
 
-class Sources(Group):
+class Sources(BaseModel):
     """What ingest reads."""
 
     questions: Annotated[str, _help("training questions, JSONL, path or URI")] = ""
