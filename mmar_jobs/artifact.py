@@ -103,13 +103,8 @@ class Draft:
 
     def write_records(self, name: str, records: Iterable[Record]) -> None:
         """Write one gzip JSON-lines shard, atomically; equal records give equal bytes."""
-        num_records = 0
-        buffer = io.BytesIO()
-        with gzip.GzipFile("", "wb", _GZIP_LEVEL, buffer, mtime=0) as file:
-            for record in records:
-                file.write(record.model_dump_json().encode() + b"\n")
-                num_records += 1
-        self.write_bytes(name, buffer.getvalue(), num_records=num_records)
+        data, num_records = pack_records(records)
+        self.write_bytes(name, data, num_records=num_records)
 
     def upload(self, path: Path, name: str) -> None:
         """Write a file of any size as one shard."""
@@ -200,8 +195,8 @@ def begin(
 ) -> Artifact | Draft:
     """Start or continue the artifact at `key`; a finished one of the same fingerprint is verified.
 
-    Raises SettingsError when `key` holds, finished or not, something made by another recipe or from
-    other inputs: nothing is ever overwritten.
+    Raises SettingsError when `key` holds any shard made by another recipe or from other inputs:
+    nothing is ever overwritten. A stage that failed before its first shard may be begun anew.
     """
     recipe = json.loads(json.dumps(recipe))
     plan = {"stage": stage, "recipe": recipe, "inputs": dict(inputs)}
@@ -218,12 +213,15 @@ def begin(
         finished.verify()
         return finished
     plan_bytes = json.dumps(plan, sort_keys=True, indent=1).encode()
-    if not store.write_new(f"{key}/{PLAN}", plan_bytes):
+    is_first = store.write_new(f"{key}/{PLAN}", plan_bytes)
+    present = {name.removeprefix(f"{key}/") for name in store.list(f"{key}/")} - {PLAN, MANIFEST}
+    if not is_first:
         other = _read_plan(store, key)
-        if other != plan:
+        if other != plan and present:
             _refuse(store, key, other, plan)
-    present = {name.removeprefix(f"{key}/") for name in store.list(f"{key}/")}
-    return Draft(store, key, stage, dict(recipe), dict(inputs), present - {PLAN, MANIFEST})
+        if other != plan:
+            store.write(f"{key}/{PLAN}", plan_bytes)
+    return Draft(store, key, stage, dict(recipe), dict(inputs), present)
 
 
 def _read_plan(store: Store, key: str) -> dict[str, Any]:
@@ -234,6 +232,17 @@ def _read_plan(store: Store, key: str) -> dict[str, Any]:
         raise DataError(
             f"{key}/{PLAN} in {store.uri} is damaged: delete {key} and run its stage again"
         ) from None
+
+
+def pack_records(records: Iterable[Record]) -> tuple[bytes, int]:
+    """Gzip JSON lines and their number; the unpacked lines are never held all at once."""
+    num_records = 0
+    buffer = io.BytesIO()
+    with gzip.GzipFile("", "wb", _GZIP_LEVEL, buffer, mtime=0) as file:
+        for record in records:
+            file.write(record.model_dump_json().encode() + b"\n")
+            num_records += 1
+    return buffer.getvalue(), num_records
 
 
 def parse_records(data: bytes, kind: type[R], where: str) -> Iterator[R]:

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmar_jobs.cli import run_command
+from mmar_jobs.errors import ExitCode
 from mmar_jobs.tiny.build import TinyWorld, build_world
 from mmar_jobs.tiny.model import save_random_model
+from tests.fakes import Fails
 
 # Several workers run on few cores; one thread each also makes sums come out in one order.
 torch.set_num_threads(1)
@@ -33,3 +36,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     """A synthetic world of 12 training, 8 held-out and 6 benchmark questions; read only."""
     folder = tmp_path_factory.mktemp("world")
     return build_world(folder, seed=7, num_train=12, num_heldout=8, num_benchmark=6)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must fail with a code and one line, which is returned."""
+
+    def check(code: ExitCode, name: str, *arguments: str) -> str:
+        assert code == run_command(name, arguments)
+        said = capsys.readouterr().err
+        line = said.splitlines()[-1]
+        assert line.startswith(f"mmar-jobs {name}: ")
+        assert "Traceback" not in said
+        return line
+
+    return check

@@ -33,6 +33,8 @@ from mmar_jobs.store import Store, open_store
 # What a fake model says to a request's draw; the identity tells one model from another.
 Script = Callable[[Request, int, ModelIdentity], str]
 PROMPT_VERSION = "v9"
+# Runs a command that must fail with this code and one line, which it returns.
+Fails = Callable[..., str]
 
 
 def think(answer: str, thinking: str = "I hear it.") -> str:

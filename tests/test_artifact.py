@@ -128,6 +128,15 @@ def test_other_settings_are_refused(
     assert before == {key: store.read(key) for key in store.list("")}
 
 
+def test_settings_may_change_before_the_first_shard(store: Store) -> None:
+    """A stage that failed at once has made nothing that other settings could mix with."""
+    begun(store)
+    draft = begun(store, {"sampling": {"top_p": 0.5}})
+    artifact = finished(draft, write_shards(draft))
+    assert {"sampling": {"top_p": 0.5}} == artifact.manifest.recipe
+    assert b'"top_p": 0.5' in store.read(f"{KEY}/{PLAN}")
+
+
 def test_other_stage_is_refused(store: Store) -> None:
     """An artifact is of the stage that made it."""
     made(store)

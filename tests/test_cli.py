@@ -2,12 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mmar_jobs.progress import bars, no_bar
 from mmar_jobs.store import open_store
 from mmar_jobs.tiny.build import TinyWorld
 from tests import goldens
+from tests.fakes import Fails
 from tests.test_settings import COMMANDS as SETTINGS
 from tests.test_settings import leaves
 
@@ -105,24 +105,6 @@ def test_main_without_a_command_shows_usage(capsys: pytest.CaptureFixture[str]) 
         patch.setattr(sys, "argv", ["mmar-jobs"])
         assert 0 == main()
     assert usage() == capsys.readouterr().out
-
-
-Fails = Callable[..., str]
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail with a code and one line, which is returned."""
-
-    def check(code: ExitCode, name: str, *arguments: str) -> str:
-        assert code == run_command(name, arguments)
-        said = capsys.readouterr().err
-        line = said.splitlines()[-1]
-        assert line.startswith(f"mmar-jobs {name}: ")
-        assert "Traceback" not in said
-        return line
-
-    return check
 
 
 def test_unknown_command_is_a_settings_error(fails: Fails) -> None:
@@ -220,141 +202,6 @@ def test_bars_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4/4" in said
 
 
-def meta_rows(world: TinyWorld) -> list[dict[str, Any]]:
-    """The benchmark's rows."""
-    return [json.loads(line) for line in world.benchmark.read_text().splitlines()]
-
-
-def write_zip(path: Path, rows: list[dict[str, Any]], name: str = "result.jsonl") -> Path:
-    """A submission of these rows."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(name, "".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
-
-
-def predicted(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A right prediction of a benchmark row."""
-    known = {
-        "id": row["id"],
-        "thinking_prediction": "I hear it.",
-        "answer_prediction": row["answer"],
-    }
-    return known | changes
-
-
-def test_validate_accepts_a_right_submission(
-    world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Exit 0 and one line."""
-    path = write_zip(tmp_path / "s.zip", [predicted(row) for row in meta_rows(world)])
-    assert 0 == run_command("validate", [str(path), "--meta", str(world.benchmark)])
-    assert f"{path} is a valid submission\n" == capsys.readouterr().out
-
-
-def test_validate_names_every_problem(
-    world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Exit 3; each problem on a line of its own, their number in the last."""
-    rows = meta_rows(world)
-    wrong = [
-        predicted(rows[0]),
-        predicted(rows[0]),
-        predicted(rows[1], answer_prediction="no choice"),
-        predicted(rows[2], thinking_prediction="x" * 10_000),
-        predicted(rows[3], id="stranger"),
-    ]
-    path = write_zip(tmp_path / "s.zip", wrong)
-    assert ExitCode.DATA == run_command("validate", [str(path), "--meta", str(world.benchmark)])
-    told = capsys.readouterr()
-    for problem in (
-        f"duplicate id '{rows[0]['id']}'",
-        "'no choice', which is not one of its choices",
-        "thinking_prediction of 10000 characters",
-        "unknown id 'stranger'",
-        f"missing id '{rows[3]['id']}'",
-        f"missing id '{rows[5]['id']}'",
-    ):
-        assert problem in told.out
-    assert f"has {len(told.out.splitlines())} problems" in told.err
-
-
-def test_validate_names_all_of_many_problems(
-    world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Not only the first few."""
-    rows = [predicted(meta_rows(world)[0], id=f"stranger-{i}") for i in range(300)]
-    path = write_zip(tmp_path / "s.zip", rows)
-    assert ExitCode.DATA == run_command("validate", [str(path), "--meta", str(world.benchmark)])
-    assert 300 == capsys.readouterr().out.count("unknown id 'stranger-")
-
-
-@pytest.mark.parametrize("kind", ["not a zip", "other file", "missing"])
-def test_validate_refuses_what_is_no_submission(
-    world: TinyWorld, tmp_path: Path, kind: str, fails: Fails
-) -> None:
-    """A text file, a zip of another file, no file at all."""
-    path = tmp_path / "s.zip"
-    if kind == "not a zip":
-        path.write_text("{}")
-    elif kind == "other file":
-        write_zip(path, [], name="results/result.jsonl")
-    assert str(path) in fails(ExitCode.DATA, "validate", str(path), "--meta", str(world.benchmark))
-
-
-def test_validate_needs_meta(fails: Fails) -> None:
-    """A flag that is missing is a settings error, as everywhere."""
-    assert "--meta" in fails(ExitCode.SETTINGS, "validate", "s.zip")
-
-
-def test_broken_meta_names_its_line(world: TinyWorld, tmp_path: Path, fails: Fails) -> None:
-    """A score over the rows that can be read would be of another benchmark."""
-    path = write_zip(tmp_path / "s.zip", [])
-    meta = tmp_path / "meta.jsonl"
-    lines = world.benchmark.read_text().splitlines()
-    meta.write_text("\n".join([lines[0], "", "{broken", *lines[1:]]))
-    line = fails(ExitCode.DATA, "validate", str(path), "--meta", str(meta))
-    assert f"{meta} line 3: is not JSON" in line
-    meta.write_text("")
-    assert "holds no question" in fails(ExitCode.DATA, "validate", str(path), "--meta", str(meta))
-
-
-@pytest.mark.parametrize("is_zip", [True, False])
-def test_score_prints_json(
-    world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_zip: bool
-) -> None:
-    """From a zip or JSONL: the promised keys, as fractions of all ids in META."""
-    rows = meta_rows(world)
-    answers = [predicted(rows[0]), predicted(rows[1]), predicted(rows[2], answer_prediction="no")]
-    path = tmp_path / "predictions"
-    if is_zip:
-        write_zip(path, answers)
-    else:
-        plain = [{key: row[key] for key in ("id", "answer_prediction")} for row in answers]
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in plain))
-    assert 0 == run_command("score", [str(path), "--meta", str(world.benchmark), "--json"])
-    scored = json.loads(capsys.readouterr().out)
-    assert (6, 3) == (scored["num_items"], scored["num_answered"])
-    for name in ("official_accuracy", "strict_accuracy"):
-        assert pytest.approx(2 / 6) == scored[name]
-        low, high = scored[f"{name}_ci95"]
-        assert 0 < low < 2 / 6 < high < 1
-    assert {row["category"] for row in rows} == scored["by_category"].keys()
-    assert {row["sub-category"] for row in rows} == scored["by_sub_category"].keys()
-    assert 6 == sum(group["num_items"] for group in scored["by_category"].values())
-
-
-def test_score_prints_a_table(
-    world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without --json a person reads it."""
-    path = write_zip(tmp_path / "s.zip", [predicted(row) for row in meta_rows(world)])
-    assert 0 == run_command("score", [str(path), "--meta", str(world.benchmark)])
-    lines = capsys.readouterr().out.splitlines()
-    assert "official (95 %)" in lines[0]
-    assert lines[1].startswith("all ")
-    assert "1.000 (" in lines[1]
-
-
 def test_defect_shows_its_traceback(tmp_path: Path) -> None:
     """Only a defect does: exit 1, and nothing of it is swallowed."""
     code = (
@@ -365,3 +212,69 @@ def test_defect_shows_its_traceback(tmp_path: Path) -> None:
     done = python("-c", code)
     assert 1 == done.returncode
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_sigterm_ends_with_75_and_the_next_start_goes_on(tmp_path: Path, world: TinyWorld) -> None:
+    """A clip that is a pipe holds ingest where we want it; then the signal comes."""
+    rows = [json.loads(line) for line in world.train.read_text().splitlines()]
+    shutil.copytree(world.folder / "audio", tmp_path / "audio")
+    questions = tmp_path / "train.jsonl"
+    questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    first = tmp_path / rows[0]["audio_path"]
+    sound = first.read_bytes()
+    first.unlink()
+    os.mkfifo(first)
+    flags = ["--store", str(tmp_path / "store"), "--run-id", "r", "--model", "m"]
+    flags += ["--questions", str(questions), "--benchmark", str(world.benchmark)]
+    flags += ["--data.heldout-fraction", "0.5"]
+    command = [sys.executable, "-m", "mmar_jobs", "ingest", *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        with first.open("wb") as pipe:  # opens once ingest reads
+            process.send_signal(signal.SIGTERM)
+            pipe.write(sound)
+        _, said = process.communicate(timeout=60)
+    assert ExitCode.TRY_AGAIN == process.returncode
+    assert ["mmar-jobs ingest: asked to stop (SIGTERM): run the same command again to go on"] == (
+        said.splitlines()
+    )
+    first.unlink()
+    first.write_bytes(sound)
+    done = python("-m", "mmar_jobs", "ingest", *flags)
+    assert 0 == done.returncode
+    event = json.loads(done.stderr.splitlines()[-1])
+    assert ("job_finished", 12) == (event["event"], event["num_train"] + event["num_heldout"])
+
+
+def test_stage_commands_make_a_submission(
+    tmp_path: Path, world: TinyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded model answers the benchmark by one command a stage; validate and score agree."""
+    model = ROOT / "mmar_jobs" / "tiny" / "weights"
+    place = ["--store", str(tmp_path / "store"), "--run-id", "r"]
+    flags = ["--model", str(model), "--questions", str(world.train)]
+    flags += ["--heldout", str(world.heldout), "--benchmark", str(world.benchmark)]
+    zip_path = tmp_path / "out" / "submission.zip"
+    infer = ["--model", str(model), "--sampling.max-tokens", "96", "--engine.threads", "1"]
+    assert 0 == run_command("ingest", [*place, *flags])
+    assert 0 == run_command("infer", [*place, *infer])
+    assert 0 == run_command("submit", [*place, "--output", str(zip_path)])
+    assert f"{zip_path}\n" == capsys.readouterr().out
+    nowhere = str(zip_path / "submission.zip")
+    assert ExitCode.SETTINGS == run_command("submit", [*place, "--output", nowhere])
+    assert "; choose another --output" in capsys.readouterr().err
+    assert 0 == run_command("validate", [str(zip_path), "--meta", str(world.benchmark)])
+    capsys.readouterr()
+    assert 0 == run_command("score", [str(zip_path), "--meta", str(world.benchmark), "--json"])
+    assert 6 == json.loads(capsys.readouterr().out)["num_answered"]
+
+
+def test_run_over_a_model_that_knows_nothing_is_a_data_error(
+    tmp_path: Path, world: TinyWorld, model_folder: Path, fails: Fails
+) -> None:
+    """Nothing to train on is never a success: exit 3, with what became of the candidates."""
+    flags = ["--store", str(tmp_path), "--run-id", "r", "--model", str(model_folder)]
+    flags += ["--questions", str(world.train), "--heldout", str(world.heldout)]
+    flags += ["--benchmark", str(world.benchmark), "--sampling.max-tokens", "8"]
+    flags += ["--sampling.num-candidates", "2", "--engine.threads", "1"]
+    line = fails(ExitCode.DATA, "run", *flags)
+    assert "none of 24 candidates became an example (truncated" in line

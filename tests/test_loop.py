@@ -8,7 +8,7 @@ import pytest
 from mmar_jobs import loop
 from mmar_jobs.artifact import Artifact, find_artifact
 from mmar_jobs.engine import Request
-from mmar_jobs.errors import GateError, PromotionRefused, SettingsError, TryAgain
+from mmar_jobs.errors import DataError, GateError, PromotionRefused, SettingsError, TryAgain
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import (
     adapter_key,
@@ -213,6 +213,20 @@ def test_deaf_child_is_refused(world: TinyWorld, model_folder: Path, tmp_path: P
     assert 0 == best_model(store, RUN_ID)[0].iteration
     lenient = command.model_copy(update={"fail_on_refusal": False})
     assert 6 == go(lenient, opener).manifest.counts["num_predictions"]
+
+
+def test_filter_settings_may_change_where_nothing_was_kept(
+    world: TinyWorld, model_folder: Path, tmp_path: Path
+) -> None:
+    """No example at all is an error, and the same run goes on once the settings let some pass."""
+    strict = FilterRecipe(top_k=2, min_valid=5)
+    command = command_of(world, model_folder, tmp_path / "store", filter=strict)
+    with pytest.raises(
+        DataError, match=r"none of 48 candidates became an example \(wrong 24, undecided 24"
+    ):
+        go(command, FakeOpener(Scripted(world)))
+    lenient = command.model_copy(update={"filter": FilterRecipe(top_k=2)})
+    assert 6 == go(lenient, FakeOpener(Scripted(world))).manifest.counts["num_predictions"]
 
 
 def test_evaluate_alone_can_fail_on_refusal(

@@ -242,7 +242,6 @@ def test_empty_split_is_an_error(desk: Desk, bench: str) -> None:
         command = desk.command(path, bench, data=DataRecipe(heldout_fraction=fraction))
         with pytest.raises(DataError, match=f"the {split} split is empty"):
             desk.ingest(command)
-        (desk.folder / "store/runs/r/questions/plan.json").unlink()
 
 
 def test_contamination_is_refused(desk: Desk) -> None:

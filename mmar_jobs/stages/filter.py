@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
-from mmar_jobs.artifact import Artifact, begin, require_artifact
+from mmar_jobs.artifact import Artifact, begin, pack_records, require_artifact
 from mmar_jobs.audio import check_audio_tokens
 from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.grade import grade, parse
@@ -63,15 +63,16 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
             guard,
             solved_muted=_solved_muted(muted, asked),
         )
-        draft.write_records(SHARD, sieve.examples(candidates.records(Candidate)))
+        data, num_examples = pack_records(sieve.examples(candidates.records(Candidate)))
     tally = sieve.tally
-    if not tally.counts["num_examples"]:
+    if not num_examples:
         raise DataError(
             f"iteration {command.iteration}: none of {tally.counts['num_candidates']} candidates became "
             f"an example ({tally.why()}): nothing to train on; look at the prompt, the choices and "
             "the --filter settings"
         )
     tally.check_blind()
+    draft.write_bytes(SHARD, data, num_records=num_examples)
     edges.log.info("candidates_filtered", **tally.counts, dropped=tally.why())
     return draft.finish(
         [SHARD], counts=tally.counts, metrics=tally.metrics(), placement={}, cost=cost
