@@ -23,7 +23,8 @@ demo: setup ## run the main job on this machine: tiny model, synthetic benchmark
 	@$(RUN) mmar-jobs run --config mmar_jobs/tiny/demo.toml --run-id demo-$(SEED) \
 		--store $(DEMO)/store --model mmar_jobs/tiny/weights --output $(DEMO) \
 		--questions $(DEMO)/world/train.jsonl --heldout $(DEMO)/world/heldout.jsonl \
-		--benchmark $(DEMO)/world/benchmark.jsonl
+		--benchmark $(DEMO)/world/benchmark.jsonl \
+		--sampling.seed $(SEED) --optim.seed $(SEED)
 	@$(RUN) mmar-jobs validate $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
 	@$(RUN) mmar-jobs score $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
 

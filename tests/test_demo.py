@@ -1,0 +1,59 @@
+"""The main job makes its model measurably better, whatever the seed: nothing here is hard-coded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmar_jobs
+from mmar_jobs.report.findings import Comparison, compare
+from mmar_jobs.report.run_view import read_run
+from mmar_jobs.store import open_store
+from mmar_jobs.tiny import tiny_model_folder
+from mmar_jobs.tiny.build import build_world
+
+PACKAGE = Path(mmar_jobs.__file__).parent
+MIN_GAIN = 0.10
+MAX_P_VALUE = 0.01
+ALPHA = 0.05
+
+
+def run_demo(folder: Path, seed: int) -> Comparison:
+    """The demo's own settings and sizes; compares base and last promoted model."""
+    world = build_world(
+        folder / "world", seed=seed, num_train=1500, num_heldout=600, num_benchmark=200
+    )
+    settings = {
+        "config": PACKAGE / "tiny/demo.toml",
+        "store": folder / "store",
+        "run-id": f"seed-{seed}",
+        "model": tiny_model_folder(),
+        "questions": world.train,
+        "heldout": world.heldout,
+        "benchmark": world.benchmark,
+        "sampling.seed": seed,
+        "optim.seed": seed,
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    subprocess.run(
+        [sys.executable, "-m", "mmar_jobs", "run", *flags], check=True, env=environment
+    )
+    comparison = compare(read_run(open_store(str(folder / "store")), f"seed-{seed}"))
+    assert comparison is not None, "a finished run has a verdict"
+    return comparison
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_last_promoted_model_is_better(tmp_path: Path, seed: int) -> None:
+    """At least ten points over the warm start, p < 0.01, and not above chance without sound."""
+    comparison = run_demo(tmp_path, seed)
+    seen = comparison.verdict
+    assert comparison.is_promoted
+    assert seen.gain >= MIN_GAIN
+    assert seen.p_value < MAX_P_VALUE
+    assert seen.muted_p_value is not None, "the muted control is on by default"
+    assert seen.muted_p_value > ALPHA
