@@ -176,7 +176,7 @@ def find_artifact(store: Store, key: str) -> Artifact | None:
         first = error.errors()[0]
         raise DataError(
             f"{key}/{MANIFEST} in {store.uri} is not a manifest of this version: "
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}; delete the artifact and make it again"
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}; delete {key} and make it again"
         ) from None
 
 

@@ -29,7 +29,7 @@ _TOKENS_PER_CHUNK: Final = 13
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One decoded clip: `waveform` float32 (num_samples,) mono at 16 kHz, and what the file held."""
+    """One decoded clip: `waveform` float32 (num_samples,) mono at 16 kHz, and its file's form."""
 
     waveform: NDArray[np.float32]
     duration_s: float
@@ -48,7 +48,7 @@ def num_mel_frames(num_samples: int) -> int:
 
 
 def num_audio_tokens(num_samples: int) -> int:
-    """Audio tokens of a waveform at 16 kHz: 13 a second, the rest through three halving convolutions.
+    """Audio tokens of a 16 kHz waveform: 13 a second, the rest by three halving convolutions.
 
     Source: `_get_feat_extract_output_lengths` in transformers' processing_qwen3_omni_moe.
     """
@@ -74,9 +74,10 @@ def check_audio_tokens(actual: int, *, duration_s: float, question_id: str) -> N
 
 
 def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
-    """Decode wav, flac, ogg or mp3 bytes to mono 16 kHz; a DataError says what is wrong with `name`.
+    """Decode wav, flac, ogg or mp3 bytes to mono 16 kHz; a DataError says what is wrong.
 
-    A clip longer than `max_s` seconds is refused by its header, before it fills the memory.
+    `name` stands for the file in errors. A clip longer than `max_s` seconds is refused by its
+    header, before it fills the memory.
     """
     import librosa  # noqa: PLC0415 - heavy, and only stages that hear need it
     import soundfile  # noqa: PLC0415 - the same
@@ -141,7 +142,7 @@ def _check_riff_length(data: bytes, name: str) -> None:
 
 
 def _check_ogg_pages(data: bytes, name: str) -> None:
-    """Libsndfile takes the last whole page of a cut Ogg file for its end, so pages are walked here."""
+    """Libsndfile takes the last whole page of a cut Ogg file for its end, so walk the pages."""
     position = 0
     while data[position : position + 4] == b"OggS":
         num_segments = data[position + 26] if position + 26 < len(data) else 0
@@ -149,13 +150,13 @@ def _check_ogg_pages(data: bytes, name: str) -> None:
         position = body + sum(data[position + 27 : body])
         if position > len(data):
             raise DataError(
-                f"audio file {name} is truncated: its last page lacks {position - len(data)} bytes: "
-                "fetch it again"
+                f"audio file {name} is truncated: {position - len(data)} bytes of its last page "
+                "are missing: fetch it again"
             )
 
 
 class ClipReader:
-    """Reads the clips of questions, checks that each is the file that ingest saw, keeps the last few."""
+    """Reads clips, checks that each is the file that ingest saw, keeps the last few."""
 
     def __init__(
         self, audio_root: str, *, endpoint_url: str | None = None, num_kept: int = 64

@@ -48,7 +48,8 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         return int(ExitCode.TRY_AGAIN)
     except MemoryError:
         _say(
-            f"mmar-jobs {name}: out of memory: lower --engine.rows-per-batch or --optim.token-budget"
+            f"mmar-jobs {name}: out of memory: lower --engine.rows-per-batch or "
+            "--optim.token-budget"
         )
         return int(ExitCode.TRY_AGAIN)
 
@@ -102,11 +103,17 @@ def _run(command: settings.RunCommand, edges: Edges) -> Artifact:
 
     submission = loop.run(command, edges, on_iteration=lambda _: None)
     html = write_report(edges.store, command.run_id, endpoint_url=command.endpoint_url)
-    Console().print(summary.table(edges.store, command.run_id))
+    _wide_console().print(summary.render_summary(edges.store, command.run_id))
     if command.output is not None:
         _copy(submission.read_bytes("submission.zip"), command.output / "submission.zip")
         _copy(html, command.output / "report.html")
     return submission
+
+
+def _wide_console() -> Console:
+    """Standard output; where it is no terminal, wide enough for the end table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
 
 
 def _report(command: settings.ReportCommand, edges: Edges) -> None:

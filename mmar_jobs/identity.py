@@ -30,7 +30,7 @@ class ModelIdentity(Record):
 
 
 class Canary(Record):
-    """What a model says to a fixed prompt with a fixed sound, greedily: token ids and their logprobs."""
+    """A model's greedy answer to a fixed prompt and sound: token ids and their logprobs."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -55,8 +55,8 @@ def check_canary(expected: Canary, actual: Canary, *, model: str) -> None:
     drift = max(drifts, key=lambda value: math.inf if math.isnan(value) else value)
     raise GateError(
         f"the engine does not serve model {model}: its canary answer differs from the manifest's "
-        f"(largest logprob difference {drift:.4f} nats, tokens {_head(actual.token_ids)} instead of "
-        f"{_head(expected.token_ids)}); load the base and adapter that the manifest names"
+        f"(largest logprob difference {drift:.4f} nats, tokens {_head(actual.token_ids)} instead "
+        f"of {_head(expected.token_ids)}); load the base and adapter that the manifest names"
     )
 
 

@@ -40,7 +40,7 @@ def checkpoint_key(run_id: str, iteration: int) -> str:
 
 
 def answers_key(run_id: str, model_hash: str, *, muted: bool = False) -> str:
-    """One model's greedy answers to the held-out questions; made by evaluate, used by all verdicts."""
+    """One model's greedy answers to the held-out questions; made by evaluate for all verdicts."""
     return f"runs/{run_id}/answers/{model_hash[:12]}{'-muted' if muted else ''}"
 
 

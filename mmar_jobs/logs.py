@@ -1,7 +1,7 @@
 """Structured logs on standard error: JSON lines for machines, short lines on a terminal.
 
-Not here: progress bars (progress.py). Exceptions are logged without local variables, which could hold
-secrets.
+Not here: progress bars (progress.py). Exceptions are logged without local variables, which could
+hold secrets.
 """
 
 import logging

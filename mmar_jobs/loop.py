@@ -1,4 +1,4 @@
-"""The local driver: the stages in order, in one process; decides nothing that evaluate did not record.
+"""The local driver: the stages in order, in one process; evaluate's record decides, not this.
 
 Not here: what a stage does. argo/ holds the same order for a cluster.
 """
@@ -41,7 +41,7 @@ def run(command: RunCommand, edges: Edges, *, on_iteration: Callable[[int], None
             break
     if command.fail_on_refusal and best_model(edges.store, command.run_id)[0].iteration == BASE:
         raise PromotionRefused(
-            "no iteration was promoted (--fail-on-refusal): the report says why; nothing was submitted"
+            "no iteration was promoted (--fail-on-refusal): nothing was submitted; see the report"
         )
     infer.run(_stage(InferCommand, command), edges)
     return submit.run(_stage(SubmitCommand, command, output=None), edges)
@@ -54,4 +54,4 @@ def _stage(kind: type[C], command: RunCommand, **values: Any) -> C:
         for name in kind.model_fields
         if name in RunCommand.model_fields and name not in values
     }
-    return cast(C, kind.model_construct(**shared, **values))
+    return cast("C", kind.model_construct(**shared, **values))

@@ -42,8 +42,8 @@ class Shard(Record):
 class Manifest(Record):
     """Written last: an artifact without a manifest does not exist.
 
-    `recipe` changes the result, `placement` (paths, host, threads) and `cost` (seconds, bytes) do not.
-    `inputs` maps each input's name to that artifact's `digest`.
+    `recipe` changes the result, `placement` (paths, host, threads) and `cost` (seconds, bytes) do
+    not. `inputs` maps each input's name to that artifact's `digest`.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -59,7 +59,7 @@ class Manifest(Record):
 
     @property
     def digest(self) -> str:
-        """Digest of the content: equal for two runs that made the same bytes from the same recipe."""
+        """Digest of the content: equal where the same bytes were made from the same recipe."""
         shards = [(shard.name, shard.sha256) for shard in self.shards]
         return sha256(canonical_json([self.fingerprint, shards]))
 
@@ -67,7 +67,7 @@ class Manifest(Record):
 def plan_shards(num_items: int, items_per_shard: int) -> Iterator[tuple[str, slice]]:
     """Name and item range of each shard, e.g. `part-00003-of-00016.jsonl.gz`.
 
-    The plan depends on nothing but the two numbers, so that a restarted stage finds its shards again.
+    The plan depends on nothing but the two numbers: a restarted stage finds its shards again.
     """
     if items_per_shard < 1:
         raise ValueError("items_per_shard must be at least 1")

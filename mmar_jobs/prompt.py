@@ -22,12 +22,13 @@ _STRICT: Final = (
     "Never combine choices, never invent one, never answer with a letter or a number of a choice."
 )
 _COUNTING: Final = (
-    "When the question asks how many, go through the audio from start to end, note each event with its "
-    "time, then count the notes. Do not prefer yes over no: look for evidence against each choice."
+    "When the question asks how many, go through the audio from start to end, note each event with "
+    "its time, then count the notes. Do not prefer yes over no: look for evidence against each "
+    "choice."
 )
 _CUES: Final = (
-    "In your thinking, first name every cue that you hear (sounds, voices, words, music, places), then "
-    "say what each cue means for the question, then compare the choices one by one."
+    "In your thinking, first name every cue that you hear (sounds, voices, words, music, places), "
+    "then say what each cue means for the question, then compare the choices one by one."
 )
 
 SYSTEM_BY_VERSION: Final = MappingProxyType(
@@ -61,7 +62,7 @@ class Prompt:
 
 
 def render(question: Question, version: str) -> Prompt:
-    """Render one question with the prompt text called `version`; unknown versions are a SettingsError."""
+    """Render one question with the prompt text called `version`; SettingsError when unknown."""
     if version not in SYSTEM_BY_VERSION:
         known = ", ".join(SYSTEM_BY_VERSION)
         raise SettingsError(f"prompt version {version!r} does not exist; choose one of {known}")

@@ -27,9 +27,9 @@ class Record(BaseModel):
 class Question(Record):
     """One multiple-choice question about one clip.
 
-    `audio` is a path relative to the audio root, or a URI. `answer` is one of `choices` verbatim, or
-    None where unknown. `audio_sha256` and `audio_s` (seconds) are filled by the ingest stage, which
-    decodes every clip once; later stages refuse questions without them.
+    `audio` is a path relative to the audio root, or a URI. `answer` is one of `choices` verbatim,
+    or None where unknown. `audio_sha256` and `audio_s` (seconds) are filled by the ingest stage,
+    which decodes every clip; later stages refuse questions without them.
     """
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
@@ -114,7 +114,7 @@ class Zone(StrEnum):
 
 
 class Example(Record):
-    """One training row: a question's prompt is rendered again by train and must hash to `prompt_hash`."""
+    """One training row: train renders its prompt again, which must hash to `prompt_hash`."""
 
     question_id: str
     draw: int

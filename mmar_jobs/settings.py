@@ -83,7 +83,9 @@ class SamplingRecipe(Group):
         0.95
     )
     top_k: Annotated[CountOrZero, _help("keep the k likeliest tokens; 0 keeps all")] = 0
-    repetition_penalty: Annotated[float, Field(gt=0, description="penalty on tokens seen before; 1 is none")] = 1.0
+    repetition_penalty: Annotated[
+        float, Field(gt=0, description="penalty on tokens seen before; 1 is none")
+    ] = 1.0
     max_tokens: Annotated[Count, _help("longest completion, tokens")] = 6000
     questions_per_iteration: Annotated[
         CountOrZero,
@@ -101,7 +103,9 @@ class ZoneWeights(Group):
     hard: Annotated[float, Field(ge=0, description="weight where 0 < rate <= 1/3")] = 1.0
     medium: Annotated[float, Field(ge=0, description="weight where 1/3 < rate < 2/3")] = 1.0
     easy: Annotated[float, Field(ge=0, description="weight where 2/3 <= rate < 1")] = 1.0
-    mastered: Annotated[float, Field(ge=0, description="weight where every valid attempt is right")] = 0.0
+    mastered: Annotated[
+        float, Field(ge=0, description="weight where every valid attempt is right")
+    ] = 0.0
 
 
 class FilterRecipe(Group):
@@ -353,7 +357,7 @@ class ReportCommand(Command):
 
 
 class RunCommand(Command, Sources):
-    """Run the whole loop: ingest, then generate, filter, train, evaluate per iteration, infer, submit."""
+    """Run it all: ingest; per iteration generate, filter, train, evaluate; infer, submit."""
 
     model: Annotated[str, _help("folder of the base model")]
     strict: Annotated[bool, _help("a bad row is an error, not a count")] = False

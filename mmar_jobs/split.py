@@ -22,8 +22,8 @@ def source_keys(question: Question) -> Iterator[tuple[str, str]]:
 def find_shared(questions: Sequence[Question], others: Sequence[Question]) -> dict[str, str]:
     """Evidence by id for each of `questions` that shares a source with any of `others`.
 
-    Sharing is passed on: the file of a question whose video is among the others' is theirs, too, and
-    so is every other question about that file.
+    Sharing is passed on: the file of a question whose video is among the others' is theirs, too,
+    and so is every other question about that file.
     """
     owner = {key: other.id for other in others for key in source_keys(other)}
     shared: dict[str, str] = {}

@@ -37,7 +37,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What one draw gave; `logprob_sum` in nats, before temperature and truncation of the softmax."""
+    """What one draw gave; `logprob_sum` in nats, by the softmax before any warping."""
 
     text: str
     finish: Finish
@@ -67,7 +67,7 @@ class Engine(Protocol):
     def answer(
         self, requests: Sequence[Request], sampling: Sampling, on_answer: Callable[[int], None]
     ) -> list[list[Completion]]:
-        """One completion per draw of each request, in order; calls `on_answer(num_done)` on progress.
+        """One completion per draw of each request, in order; `on_answer(num_done)` on progress.
 
         A completion depends on its request, the sampling and the engine's batch size, never on when
         or where it was made: a restarted stage gets the same bytes.

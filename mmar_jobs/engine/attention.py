@@ -1,8 +1,8 @@
 """Attention of one new token per row without copying keys and values for each query head.
 
-Not here: prefill, which is transformers' own SDPA. Grouped query heads share keys, mask and position,
-so they can stand as the query axis of one call; transformers repeats the whole cache instead, which
-was half of the decoding time of the tiny model on CPU.
+Not here: prefill, which is transformers' own SDPA. Grouped query heads share keys, mask and
+position, so they can stand as the query axis of one call; transformers repeats the whole cache
+instead, which was half of the decoding time of the tiny model on CPU.
 
 Legend: R rows, H query heads, K key heads, G = H / K, L cached tokens, D head dim.
 """

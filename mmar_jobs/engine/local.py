@@ -123,8 +123,8 @@ class LocalEngine:
         cache.batch_select_indices(request_R)
         alive_R = torch.arange(len(rows))
         logits_RV, mask_RL = logits_BV[request_R], mask_BS[request_R]
-        # A repetition penalty sees no padding: its token also ends an answer, and a row's pads depend
-        # on its neighbours.
+        # A repetition penalty sees no padding: its token also ends an answer, and a row's pads
+        # depend on its neighbours.
         history_RL = torch.where(mask_BS, input_ids_BS, input_ids_BS[:, -1:])[request_R]
         for position in range(sampling.max_tokens):
             token_R, logprob_R = chooser.choose(logits_RV, history_RL, alive_R, position)
@@ -225,7 +225,7 @@ def _batches(requests: Sequence[Request], rows_per_batch: int) -> Iterator[list[
 
 
 def open_local_engine(base: Path, adapter: Path | None, settings: EngineSettings) -> LocalEngine:
-    """Load a base folder, merge an adapter folder into it, and name what was loaded by its digests."""
+    """Load a base folder, merge an adapter folder into it, name what was loaded by digests."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model = load_thinker(base, dtype=getattr(torch, settings.dtype), device=torch.device("cpu"))

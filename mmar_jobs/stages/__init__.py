@@ -15,8 +15,8 @@ from mmar_jobs.progress import Tracker
 from mmar_jobs.settings import EngineSettings
 from mmar_jobs.store import Store
 
-# Base folder, adapter folder or None, settings. The engine reads what it needs before it returns, and
-# says by digests of its own what it loaded.
+# Base folder, adapter folder or None, settings. It reads what it needs before it returns, and says
+# by digests of its own what it loaded.
 OpenEngine = Callable[[Path, Path | None, EngineSettings], Engine]
 
 

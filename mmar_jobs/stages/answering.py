@@ -35,8 +35,8 @@ class Asking:
     """How a list of questions is asked: prompt, draws, and whether the sound is muted.
 
     `blocks` are draw indices asked one after the other; with `top_k` set, a question whose fate is
-    settled after a block is not asked again: enough correct answers among at least `min_valid` valid
-    ones, or nothing but correct, or but wrong ones, after the second block.
+    settled after a block is not asked again: enough correct answers among at least `min_valid`
+    valid ones, or nothing but correct, or but wrong ones, after the second block.
     """
 
     prompt_version: str
@@ -62,9 +62,8 @@ def greedy(recipe: SamplingRecipe, prompt_version: str, *, muted: bool = False) 
     return Asking(prompt_version, sampling, ((0,),), questions_per_shard=shard, muted=muted)
 
 
-def drawn(recipe: SamplingRecipe, num_draws: int, *, seed: int) -> Sampling:
-    """Sampling with the run's temperature and truncation; `num_draws` only documents the caller."""
-    assert num_draws > 0, "at least one draw"
+def drawn(recipe: SamplingRecipe, *, seed: int) -> Sampling:
+    """Sampling with the run's temperature and truncation of the softmax."""
     return Sampling(
         temperature=recipe.temperature,
         top_p=recipe.top_p,
@@ -78,7 +77,7 @@ def drawn(recipe: SamplingRecipe, num_draws: int, *, seed: int) -> Sampling:
 def open_checked_engine(
     edges: Edges, base: Path, model: Model, settings: EngineSettings, *, base_digest: str
 ) -> Engine:
-    """Open an engine and prove that it serves exactly `model`: digests, and the adapter's canary."""
+    """Open an engine and prove by digests and canary that it serves exactly `model`."""
     name = f"iteration {model.iteration}"
     if model.adapter is None:
         engine = edges.open_engine(base, None, settings)
@@ -180,7 +179,7 @@ class Asker:
         if completion.num_tokens > self.asking.sampling.max_tokens:
             raise GateError(
                 f"question {question.id}: a completion of {completion.num_tokens} tokens, more "
-                f"than --sampling.max-tokens {self.asking.sampling.max_tokens}: the engine ignored it"
+                f"than --sampling.max-tokens {self.asking.sampling.max_tokens}: it was ignored"
             )
         if completion.finish is not Finish.ERROR:
             check_audio_tokens(

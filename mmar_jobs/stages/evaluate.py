@@ -38,7 +38,7 @@ STAGE: Final = "evaluate"
 
 
 def run(command: EvaluateCommand, edges: Edges) -> Artifact:
-    """Make or verify the verdict of one iteration; PromotionRefused where the caller asked for it."""
+    """Make or verify the verdict of one iteration; PromotionRefused where that was asked for."""
     store, run_id = edges.store, command.run_id
     base_digest = model_digest(Path(command.model))
     questions = require_artifact(store, questions_key(run_id), stage="ingest")

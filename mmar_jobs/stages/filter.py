@@ -1,7 +1,7 @@
 """Keep the candidates that are provably right as training examples; pure but for the artifacts.
 
-Streams: one question's candidates are in memory at a time. Not here: grading (grade.py) and choosing
-(zone.py).
+Streams: one question's candidates are in memory at a time. Not here: grading (grade.py) and
+choosing (zone.py).
 """
 
 import math
@@ -67,9 +67,9 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
     tally = sieve.tally
     if not num_examples:
         raise DataError(
-            f"iteration {command.iteration}: none of {tally.counts['num_candidates']} candidates became "
-            f"an example ({tally.why()}): nothing to train on; look at the prompt, the choices and "
-            "the --filter settings"
+            f"iteration {command.iteration}: none of {tally.counts['num_candidates']} candidates "
+            f"became an example ({tally.why()}): nothing to train on; look at the prompt, the "
+            "choices and the --filter settings"
         )
     tally.check_blind()
     draft.write_bytes(SHARD, data, num_records=num_examples)
@@ -105,6 +105,7 @@ class Tally:
     length_variance: float = 0.0  # of that sum under a blind choice, tokens squared
 
     def add(self, selection: Selection, num_candidates: int) -> None:
+        """Count one question's candidates."""
         self.counts["num_questions"] += 1
         self.counts["num_candidates"] += num_candidates
         self.counts["num_examples"] += len(selection.examples)
@@ -149,6 +150,7 @@ class Tally:
         return ", ".join(f"{reason.value} {count}" for reason, count in self.drops.most_common())
 
     def metrics(self) -> dict[str, Any]:
+        """Rates and reasons for the manifest."""
         valid = self.counts["num_valid"]
         return {
             "valid_rate": valid / max(1, self.counts["num_candidates"]),
@@ -163,8 +165,9 @@ class Tally:
 class Sieve:
     """Turns a stream of candidates, siblings together, into a stream of examples.
 
-    Proves on the way what training will rely on: the prompt is the one that would be rendered now, one
-    model gave all answers, every clip was heard in full, and the parse still says what the record says.
+    Proves on the way what training will rely on: the prompt is the one that would be rendered now,
+    one model gave all answers, every clip was heard in full, and the parse still says what the
+    record says.
     """
 
     def __init__(
@@ -221,8 +224,8 @@ class Sieve:
         where = f"question {question.id} draw {candidate.draw}"
         if candidate.prompt_hash != prompt_hash:
             raise GateError(
-                f"{where}: it was asked with another prompt than {self._prompt_version} renders now: "
-                "training would see a prompt that was never answered; use the version of generate"
+                f"{where}: it was asked with another prompt than {self._prompt_version} renders "
+                "now: training would see a prompt that was never answered; use generate's version"
             )
         self._model_hash = self._model_hash or candidate.model_hash
         if candidate.model_hash != self._model_hash:

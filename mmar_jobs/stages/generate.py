@@ -32,7 +32,7 @@ STAGE: Final = "generate"
 
 
 def run(command: GenerateCommand, edges: Edges) -> Artifact:
-    """Make or verify the candidates of one iteration, and muted answers where the filter wants them."""
+    """Make or verify one iteration's candidates, and muted answers where the filter wants them."""
     questions = require_artifact(edges.store, questions_key(command.run_id), stage="ingest")
     parent = parent_of(edges.store, command.run_id, command.iteration)
     base_digest = model_digest(Path(command.model))
@@ -48,7 +48,7 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
         made.make(muted_key(command.run_id, command.iteration), asking, asked)
     asking = Asking(
         prompt_version=command.prompt.version,
-        sampling=drawn(command.sampling, command.sampling.num_candidates, seed=_seed(command)),
+        sampling=drawn(command.sampling, seed=_seed(command)),
         blocks=tuple(_blocks(command.sampling)),
         questions_per_shard=command.sampling.questions_per_shard,
         top_k=command.filter.top_k if command.sampling.adaptive else None,
@@ -133,7 +133,7 @@ def pick_questions(
 ) -> list[Question]:
     """The questions that an iteration asks: all, or the next fresh slice of a seeded shuffle.
 
-    When all have been used the shuffle starts over: questions are asked again only after every other.
+    When all have been used the shuffle starts over: a question comes again after every other.
     """
     count = sampling.questions_per_iteration
     if count == 0 or count >= len(questions):

@@ -86,7 +86,7 @@ def _asking(command: InferCommand) -> Asking:
         return greedy(command.sampling, command.prompt.version)
     return Asking(
         prompt_version=command.prompt.version,
-        sampling=drawn(command.sampling, command.infer.votes, seed=command.infer.seed),
+        sampling=drawn(command.sampling, seed=command.infer.seed),
         blocks=(tuple(range(command.infer.votes)),),
         questions_per_shard=command.sampling.questions_per_shard,
     )
@@ -116,10 +116,10 @@ def predict(questions: Sequence[Question], candidates: Iterable[Candidate]) -> l
 def vote(question: Question, candidates: Sequence[Candidate]) -> Prediction:
     """The most frequent answer; a tie goes to the answer with the most likely candidate.
 
-    The thinking is that of the agreeing candidate with the highest mean token logprob. Where nothing
-    could be parsed, `votes` is empty, the answer a choice picked by the question's id, and the
-    thinking the first candidate's: the benchmark wants an answer to every question. GateError where
-    the engine failed on every candidate: then there is nothing to hand in.
+    The thinking is that of the agreeing candidate with the highest mean token logprob. Where
+    nothing could be parsed, `votes` is empty, the answer a choice picked by the question's id, and
+    the thinking the first candidate's: the benchmark wants an answer to every question. GateError
+    where the engine failed on every candidate: then there is nothing to hand in.
     """
     if candidates and all(candidate.finish is Finish.ERROR for candidate in candidates):
         raise GateError(

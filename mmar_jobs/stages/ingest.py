@@ -1,8 +1,8 @@
 """Questions and clips in; a checked, split and digest-pinned questions artifact out.
 
-Every later stage reads this artifact and nothing else, so what is checked here is checked once: rows
-parse, clips decode, training shares nothing with the benchmark, and no clip is on both sides of the
-held-out split. Not here: foreign row formats (datasets/), near-duplicate audio.
+Every later stage reads this artifact and nothing else, so what is checked here is checked once:
+rows parse, clips decode, training shares nothing with the benchmark, and no clip is on both sides
+of the held-out split. Not here: foreign row formats (datasets/), near-duplicate audio.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Train a QLoRA adapter on the examples, starting from the parent's adapter.
 
 A model is the base and at most one adapter: a child goes on from its parent's factors instead of
-stacking a second adapter, so nothing is ever quantised or merged twice. Not here: how training works
-(qlora/).
+stacking a second adapter, so nothing is ever quantised or merged twice. Not here: how training
+works (qlora/).
 """
 
 import json
@@ -162,7 +162,7 @@ def _parent_canary(store: Store, run_id: str, iteration: int) -> Canary:
 
 
 def _ask_canary(command: TrainCommand, edges: Edges, child: Path, material: _Material) -> Canary:
-    """The canary of the exported child; GateError from an engine that does not apply the adapter."""
+    """The exported child's canary; GateError from an engine that does not apply the adapter."""
     engine = edges.open_engine(Path(command.model), child, command.engine)
     expected = ModelIdentity(
         base_digest=model_digest(Path(command.model)),
@@ -224,8 +224,8 @@ def _asked(by_id: Mapping[str, Question], example: Example, prompt_version: str)
         )
     if render(question, prompt_version).hash != example.prompt_hash:
         raise GateError(
-            f"question {question.id}: training would render another prompt ({prompt_version}) than the "
-            "one that was answered: use the prompt version of generate"
+            f"question {question.id}: training would render another prompt ({prompt_version}) than "
+            "the one that was answered: use the prompt version of generate"
         )
     if question.audio_sha256 != example.audio_sha256:
         raise GateError(f"question {question.id}: its clip is not the one that was answered")
@@ -236,8 +236,9 @@ def _check_teacher(examples: Sequence[Example], parent_hash: str) -> None:
     odd = next((example for example in examples if example.model_hash != parent_hash), None)
     if odd is not None:
         raise GateError(
-            f"question {odd.question_id} draw {odd.draw} was answered by model {odd.model_hash[:12]}, "
-            f"this iteration's parent is {parent_hash[:12]}: the candidates are of another model"
+            f"question {odd.question_id} draw {odd.draw} was answered by model "
+            f"{odd.model_hash[:12]}, this iteration's parent is {parent_hash[:12]}: "
+            "the candidates are of another model"
         )
 
 
