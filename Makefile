@@ -7,7 +7,12 @@ RUN := $(UV) run --locked --extra local --no-progress
 SEED ?= 0
 DEMO := demo/seed-$(SEED)
 
-.PHONY: help setup demo test test-slow check goldens clean
+comma := ,
+space := $(subst ,, )
+PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
+	verdict score submission manifest identity split layout))
+
+.PHONY: help setup demo test test-slow check coverage goldens clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,6 +43,16 @@ check: setup ## formatting, lint, types
 	@$(RUN) ruff format --check .
 	@$(RUN) ruff check .
 	@$(RUN) mypy
+
+coverage: setup ## the pure modules are covered to the last branch
+	@OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 -m "not slow" --cov=mmar_jobs --cov-report= \
+		tests/test_records.py tests/test_prompt.py tests/test_grade.py tests/test_zone.py \
+		tests/test_stats.py tests/test_verdict.py tests/test_score.py tests/test_submission.py \
+		tests/test_manifest.py tests/test_identity.py tests/test_split.py tests/test_layout.py
+	@$(RUN) coverage report --fail-under=100 --include="$(PURE)"
+
+goldens: setup ## write the golden files anew, to be read in the diff (refuses in CI)
+	@$(RUN) python tests/goldens.py --write
 
 clean: ## remove the environment and the demo
 	rm -rf .venv .uv demo

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -75,7 +75,9 @@ def _stage_command(name: str, arguments: Sequence[str]) -> int:
     console = Console(stderr=True)
     with _preemptible(bars(console) if console.is_terminal else no_bar) as track:
         edges = Edges(store=store, open_engine=_open_engine, track=track, log=log)
-        with store.lease(run_key(command.run_id)):
+        # The report only reads, so it may be asked for while a run is under way.
+        lease = nullcontext() if name == "report" else store.lease(run_key(command.run_id))
+        with lease:
             artifact = _run_stage(name, command, edges)
     if artifact is not None:
         log.info("job_finished", artifact=artifact.key, **artifact.manifest.counts)
@@ -101,7 +103,7 @@ def _run(command: settings.RunCommand, edges: Edges) -> Artifact:
     from mmar_jobs import loop, summary  # noqa: PLC0415 - heavy
     from mmar_jobs.report import write_report  # noqa: PLC0415 - matplotlib
 
-    submission = loop.run(command, edges, on_iteration=lambda _: None)
+    submission = loop.run(command, edges)
     html = write_report(edges.store, command.run_id, endpoint_url=command.endpoint_url)
     _wide_console().print(summary.render_summary(edges.store, command.run_id))
     if command.output is not None:

@@ -3,7 +3,8 @@
     MmarError                 1   a defect of ours when raised bare
     ├── SettingsError         2   a setting is wrong: change it and start again
     ├── DataError             3   an input is not what it must be: nothing will help but other data
-    │   └── GateError         3   a check of this project caught a fault: names what and where
+    │   ├── GateError         3   a check of this project caught a fault: names what and where
+    │   └── NothingToLearn    3   no candidate became an example: the loop ends here, well or not
     ├── PromotionRefused      4   the child is not better and the caller asked to fail on that
     └── TryAgain             75   the world was at fault (preempted, store or server gone)
 
@@ -45,6 +46,13 @@ class DataError(MmarError):
 
 class GateError(DataError):
     """A check caught a fault that would have produced a wrong result without a sound."""
+
+
+class NothingToLearn(DataError):
+    """No candidate of an iteration became an example.
+
+    In the first iteration something is wrong; later a promoted model may just have learned it all.
+    """
 
 
 class PromotionRefused(MmarError):

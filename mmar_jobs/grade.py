@@ -15,7 +15,7 @@ from mmar_jobs.prompt import THINK_CLOSE, THINK_OPEN
 from mmar_jobs.records import Candidate, Finish, Grade, Question
 
 # Models type straight quotes where a choice has curly ones, and the other way round.
-_STRAIGHT: Final = str.maketrans("‘’“”", "''\"\"")
+_STRAIGHT: Final = str.maketrans("‘’“”", "''\"\"")  # noqa: RUF001 - that is the point
 _WRAPPING: Final = " \"'`*«»「」『』"
 _PREFIX: Final = re.compile(
     r"(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:final |correct )?"

@@ -3,11 +3,10 @@
 Not here: what a stage does. argo/ holds the same order for a cluster.
 """
 
-from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from mmar_jobs.artifact import Artifact
-from mmar_jobs.errors import PromotionRefused
+from mmar_jobs.errors import NothingToLearn, PromotionRefused
 from mmar_jobs.lineage import BASE, best_model
 from mmar_jobs.settings import (
     Command,
@@ -27,16 +26,24 @@ from mmar_jobs.verdict import Decision
 C = TypeVar("C", bound=Command)
 
 
-def run(command: RunCommand, edges: Edges, *, on_iteration: Callable[[int], None]) -> Artifact:
-    """All stages of a run; returns the submission. `on_iteration` is called after each verdict."""
+def run(command: RunCommand, edges: Edges) -> Artifact:
+    """All stages of a run; returns the submission.
+
+    A later iteration with nothing left to learn ends the loop; the first one is an error.
+    """
     ingest.run(_stage(IngestCommand, command), edges)
     for iteration in range(1, command.iterations + 1):
         generate.run(_stage(GenerateCommand, command, iteration=iteration), edges)
-        filter_.run(_stage(FilterCommand, command, iteration=iteration), edges)
+        try:
+            filter_.run(_stage(FilterCommand, command, iteration=iteration), edges)
+        except NothingToLearn as error:
+            if iteration == 1:
+                raise
+            edges.log.warning("loop_ended_early", reason=str(error))
+            break
         train.run(_stage(TrainCommand, command, iteration=iteration), edges)
         settings = _stage(EvaluateCommand, command, iteration=iteration, fail_on_refusal=False)
         verdict = evaluate.read_verdict(evaluate.run(settings, edges))
-        on_iteration(iteration)
         if verdict.decision is Decision.STOP:
             break
     if command.fail_on_refusal and best_model(edges.store, command.run_id)[0].iteration == BASE:

@@ -1,4 +1,4 @@
-"""The end table of a run: one row per iteration and the whole run in a line, read off the artifacts.
+"""The end table of a run: a row per iteration and the whole run in a line, read off artifacts.
 
 Not here: the HTML report (report/).
 """

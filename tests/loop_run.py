@@ -29,10 +29,14 @@ RUN_ID = "r"
 
 @dataclass
 class Scripted:
-    """Knows the world's answers; `deaf_adapters` makes adapters as wrong as the base."""
+    """Knows the world's answers; `deaf_adapters` makes adapters as wrong as the base.
+
+    With `masterly_adapters` an adapter is right on every draw, so nothing is left to learn.
+    """
 
     world: TinyWorld
     deaf_adapters: bool = False
+    masterly_adapters: bool = False
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,7 +51,8 @@ class Scripted:
             return think("a probe")
         wrong = next(choice for choice in row["choices"] if choice != row["answer"])
         is_adapted = identity.adapter_digest is not None and not self.deaf_adapters
-        is_right = request.clip.waveform.any() and (draw in (1, 2) or (is_adapted and draw == 0))
+        masters = is_adapted and (draw == 0 or self.masterly_adapters)
+        is_right = request.clip.waveform.any() and (draw in (1, 2) or masters)
         return think(row["answer"] if is_right else wrong, f"draw {draw}: I hear it.")
 
 

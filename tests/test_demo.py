@@ -38,9 +38,7 @@ def run_demo(folder: Path, seed: int) -> Comparison:
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    subprocess.run(
-        [sys.executable, "-m", "mmar_jobs", "run", *flags], check=True, env=environment
-    )
+    subprocess.run([sys.executable, "-m", "mmar_jobs", "run", *flags], check=True, env=environment)
     comparison = compare(read_run(open_store(str(folder / "store")), f"seed-{seed}"))
     assert comparison is not None, "a finished run has a verdict"
     return comparison

@@ -67,7 +67,7 @@ def submission(store: Path) -> bytes:
 
 
 def kill_somewhere(process: subprocess.Popen[bytes], store: Path, chance: random.Random) -> bool:
-    """Kill -9 after up to two more durable files and a random moment; False when it ended before."""
+    """Kill -9 after up to two more durable files and a random moment; False if it ended first."""
     target = num_files(store) + chance.randrange(3)
     while num_files(store) < target and process.poll() is None:
         time.sleep(0.01)
@@ -85,7 +85,7 @@ def num_files(store: Path) -> int:
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
-    """Twenty kill -9 at random moments over one run leave the same submission.zip, byte for byte."""
+    """Twenty kill -9 at random moments over one run leave the same submission.zip."""
     world = build_world(
         tmp_path / "world", seed=SEED, num_train=64, num_heldout=40, num_benchmark=24
     )

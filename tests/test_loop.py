@@ -47,7 +47,7 @@ from tests.loop_run import RUN_ID, Scripted, command_of, edges_for
 
 def go(command: RunCommand, opener: FakeOpener, **options: Any) -> Artifact:
     """Run the loop."""
-    return loop.run(command, edges_for(command, opener, **options), on_iteration=lambda _: None)
+    return loop.run(command, edges_for(command, opener, **options))
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,18 @@ def test_deaf_child_is_refused(world: TinyWorld, model_folder: Path, tmp_path: P
     assert 0 == best_model(store, RUN_ID)[0].iteration
     lenient = command.model_copy(update={"fail_on_refusal": False})
     assert 6 == go(lenient, opener).manifest.counts["num_predictions"]
+
+
+def test_nothing_left_to_learn_ends_the_loop(
+    world: TinyWorld, model_folder: Path, tmp_path: Path
+) -> None:
+    """A promoted model that masters every question is submitted, not an error."""
+    command = command_of(world, model_folder, tmp_path / "store", iterations=3)
+    submission = go(command, FakeOpener(Scripted(world, masterly_adapters=True)))
+    store = open_store(command.store)
+    assert 1 == best_model(store, RUN_ID)[0].iteration
+    assert find_artifact(store, examples_key(RUN_ID, 2)) is None
+    assert submission.read_bytes("submission.zip")
 
 
 def test_filter_settings_may_change_where_nothing_was_kept(

@@ -24,7 +24,7 @@ def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> T
     """
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} holds no model: config.json is missing; give a model folder")
-    disable_progress_bar()  # it would break through our own bars and fill logs
+    disable_progress_bar()  # type: ignore[no-untyped-call] # it would break through our bars
     try:
         model: Thinker = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, local_files_only=True

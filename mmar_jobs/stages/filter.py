@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, begin, pack_records, require_artifact
 from mmar_jobs.audio import check_audio_tokens
-from mmar_jobs.errors import DataError, GateError
+from mmar_jobs.errors import GateError, NothingToLearn
 from mmar_jobs.grade import grade, parse
 from mmar_jobs.layout import candidates_key, examples_key, muted_key, questions_key
 from mmar_jobs.prompt import render, template_hash
@@ -66,7 +66,7 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
         data, num_examples = pack_records(sieve.examples(candidates.records(Candidate)))
     tally = sieve.tally
     if not num_examples:
-        raise DataError(
+        raise NothingToLearn(
             f"iteration {command.iteration}: none of {tally.counts['num_candidates']} candidates "
             f"became an example ({tally.why()}): nothing to train on; look at the prompt, the "
             "choices and the --filter settings"

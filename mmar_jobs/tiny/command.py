@@ -1,6 +1,6 @@
 """The command `mmar-jobs tiny`: makes the embedded benchmark, or trains the embedded model again.
 
-Not here: what the world is made of (world.py, questions.py) and how the model learns (warmstart.py).
+Not here: what the world is made of (world.py, questions.py), how the model learns (warmstart.py).
 """
 
 import argparse
