@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmar_jobs.errors import DataError, GateError
+from mmar_jobs.errors import DataError, GateError, SettingsError
 from mmar_jobs.manifest import sha256
 from mmar_jobs.records import Question
 from mmar_jobs.store import open_store, read_uri
@@ -22,6 +22,8 @@ from mmar_jobs.store.uri import relative_key
 SAMPLE_RATE_HZ: Final = 16_000
 HOP_LENGTH: Final = 160
 MIN_CLIP_S: Final = 0.1
+# Encoders fill their last block: a clip cut at 30 s decodes to up to a few tenths more.
+PADDING_S: Final = 0.5
 
 _MEL_FRAMES_PER_CHUNK: Final = 100
 _TOKENS_PER_CHUNK: Final = 13
@@ -76,8 +78,8 @@ def check_audio_tokens(actual: int, *, duration_s: float, question_id: str) -> N
 def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     """Decode wav, flac, ogg or mp3 bytes to mono 16 kHz; a DataError says what is wrong.
 
-    `name` stands for the file in errors. A clip longer than `max_s` seconds is refused by its
-    header, before it fills the memory.
+    `name` stands for the file in errors. A clip more than PADDING_S longer than `max_s` seconds is
+    refused by its header, before it fills the memory.
     """
     import librosa  # noqa: PLC0415 - heavy, and only stages that hear need it
     import soundfile  # noqa: PLC0415 - the same
@@ -115,10 +117,10 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
 
 
 def _check_length(duration_s: float, max_s: float | None, name: str) -> None:
-    if max_s is not None and duration_s > max_s:
+    if max_s is not None and duration_s > max_s + PADDING_S:
         raise DataError(
-            f"clip {name} lasts {duration_s:.1f} s, more than the limit of {max_s:g} s: cut it, or "
-            "raise --data.max-clip-s"
+            f"clip {name} lasts {duration_s:.2f} s, more than the limit of {max_s:g} s and "
+            f"{PADDING_S:g} s of padding: cut it, or raise --data.max-clip-s"
         )
 
 
@@ -161,6 +163,7 @@ class ClipReader:
     def __init__(
         self, audio_root: str, *, endpoint_url: str | None = None, num_kept: int = 64
     ) -> None:
+        self._audio_root = audio_root
         self._root = open_store(audio_root, endpoint_url=endpoint_url)
         self._endpoint_url = endpoint_url
         self._num_kept = num_kept
@@ -185,10 +188,20 @@ class ClipReader:
         return clip
 
     def read_bytes(self, question: Question) -> bytes:
-        """The undecoded file of a question."""
-        if "://" in question.audio:
-            return read_uri(question.audio, endpoint_url=self._endpoint_url)
-        return self._root.read(relative_key(question.audio))
+        """The undecoded file of a question.
+
+        Raises DataError for what is wrong with this one row or file, an address that cannot be read
+        or a file that may not be; SettingsError where a bucket as a whole refuses.
+        """
+        try:
+            if "://" in question.audio:
+                root = self._audio_root
+                return read_uri(question.audio, root=root, endpoint_url=self._endpoint_url)
+            return self._root.read(relative_key(question.audio))
+        except SettingsError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise DataError(str(error)) from error
 
 
 def canary_clip() -> Clip:

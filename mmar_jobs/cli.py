@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,8 +19,15 @@ from rich.console import Console
 from mmar_jobs import logs, settings
 from mmar_jobs.__main__ import COMMANDS
 from mmar_jobs.artifact import Artifact
-from mmar_jobs.errors import ExitCode, MmarError, SettingsError, TryAgain
-from mmar_jobs.layout import run_key
+from mmar_jobs.errors import (
+    DataError,
+    ExitCode,
+    MmarError,
+    PromotionRefused,
+    SettingsError,
+    TryAgain,
+)
+from mmar_jobs.layout import report_key, run_key
 from mmar_jobs.progress import Advance, Tracker, bars, no_bar
 from mmar_jobs.settings import Command
 from mmar_jobs.stages import Edges
@@ -88,7 +95,7 @@ def _run_stage(name: str, command: Any, edges: Edges) -> Artifact | None:
     if name == "run":
         return _run(command, edges)
     if name == "report":
-        _report(command, edges)
+        _report(command, edges, command.output)
         return None
     from importlib import import_module  # noqa: PLC0415 - one stage's imports, not all stages'
 
@@ -101,14 +108,17 @@ def _run_stage(name: str, command: Any, edges: Edges) -> Artifact | None:
 
 def _run(command: settings.RunCommand, edges: Edges) -> Artifact:
     from mmar_jobs import loop, summary  # noqa: PLC0415 - heavy
-    from mmar_jobs.report import write_report  # noqa: PLC0415 - matplotlib
 
-    submission = loop.run(command, edges)
-    html = write_report(edges.store, command.run_id, endpoint_url=command.endpoint_url)
+    try:
+        submission = loop.run(command, edges)
+    except (DataError, PromotionRefused):
+        with suppress(DataError):  # nothing to report yet, or what is reported is what is broken
+            _write_report(command, edges)
+        raise
+    _write_report(command, edges)
     _wide_console().print(summary.render_summary(edges.store, command.run_id))
     if command.output is not None:
         _copy(submission.read_bytes("submission.zip"), command.output / "submission.zip")
-        _copy(html, command.output / "report.html")
     return submission
 
 
@@ -118,12 +128,18 @@ def _wide_console() -> Console:
     return console if console.is_terminal else Console(width=100)
 
 
-def _report(command: settings.ReportCommand, edges: Edges) -> None:
+def _write_report(command: settings.RunCommand, edges: Edges) -> None:
+    output = None if command.output is None else command.output / "report.html"
+    _report(command, edges, output)
+
+
+def _report(command: Command, edges: Edges, output: Path | None) -> None:
     from mmar_jobs.report import write_report  # noqa: PLC0415 - matplotlib
 
     html = write_report(edges.store, command.run_id, endpoint_url=command.endpoint_url)
-    if command.output is not None:
-        _copy(html, command.output)
+    edges.log.info("report_written", key=report_key(command.run_id), size_bytes=len(html))
+    if output is not None:
+        _copy(html, output)
 
 
 def _copy(data: bytes, path: Path) -> None:

@@ -49,14 +49,17 @@ def verdict_key(run_id: str, iteration: int) -> str:
     return f"runs/{run_id}/iter-{iteration}/verdict"
 
 
-def predictions_key(run_id: str) -> str:
-    """The best model's answers to the benchmark; made by infer."""
-    return f"runs/{run_id}/predictions"
+def predictions_key(run_id: str, iteration: int) -> str:
+    """The answers to the benchmark by the model that `iteration` trained, 0 the base; by infer.
+
+    One key a model: a run that goes on and promotes a better one answers again.
+    """
+    return f"runs/{run_id}/predictions/iter-{iteration}"
 
 
-def submission_key(run_id: str) -> str:
-    """submission.zip; made by submit."""
-    return f"runs/{run_id}/submission"
+def submission_key(run_id: str, iteration: int) -> str:
+    """submission.zip out of the predictions of the same `iteration`; made by submit."""
+    return f"runs/{run_id}/submission/iter-{iteration}"
 
 
 def report_key(run_id: str) -> str:

@@ -55,10 +55,13 @@ def child_of(store: Store, run_id: str, iteration: int) -> Model:
 
 def best_model(store: Store, run_id: str) -> tuple[Model, Artifact | None]:
     """The last promoted model and the last verdict; the base and None before any verdict."""
+    return _model(store, run_id, best_iteration(store, run_id)), last_verdict(store, run_id)
+
+
+def best_iteration(store: Store, run_id: str) -> int:
+    """The iteration that trained the last promoted model; 0 means the base."""
     verdict = last_verdict(store, run_id)
-    if verdict is None:
-        return Model(BASE, None), None
-    return _model(store, run_id, verdict.read_json(VERDICT)["next_iteration"]), verdict
+    return BASE if verdict is None else int(verdict.read_json(VERDICT)["next_iteration"])
 
 
 def last_verdict(store: Store, run_id: str) -> Artifact | None:

@@ -60,7 +60,12 @@ class DataRecipe(Group):
         Fraction, _help("share of clips held out for the gate when --heldout is not given")
     ] = 0.1
     max_clip_s: Annotated[
-        float, Field(gt=0, description="longest clip, seconds; longer ones are bad rows")
+        float,
+        Field(
+            gt=0,
+            description="longest clip, seconds, give or take the 0.5 s that encoders pad; longer ones "
+            "are bad rows",
+        ),
     ] = 30.0
     contamination: Annotated[
         Literal["refuse", "drop"],
@@ -271,6 +276,10 @@ class _FileSource(PydanticBaseSettingsSource):
 C = TypeVar("C", bound=Command)
 
 
+_STRICT = "a bad training or held-out row is an error, not a count; a bad benchmark row always is"
+_AUDIO_ROOT = "folder or URI where all clips lie, if not beside their question files"
+
+
 class Sources(BaseModel):
     """What ingest reads."""
 
@@ -282,8 +291,8 @@ class Sources(BaseModel):
 class IngestCommand(Command, Sources):
     """Read and check questions and clips, split them by audio, guard the benchmark."""
 
-    model: Annotated[str, _help("folder of the base model")]
-    strict: Annotated[bool, _help("a bad row is an error, not a count")] = False
+    strict: Annotated[bool, _help(_STRICT)] = False
+    audio_root: Annotated[str, _help(_AUDIO_ROOT)] = ""
     data: DataRecipe = DataRecipe()
 
 
@@ -360,9 +369,9 @@ class RunCommand(Command, Sources):
     """Run it all: ingest; per iteration generate, filter, train, evaluate; infer, submit."""
 
     model: Annotated[str, _help("folder of the base model")]
-    strict: Annotated[bool, _help("a bad row is an error, not a count")] = False
+    strict: Annotated[bool, _help(_STRICT)] = False
     iterations: Annotated[Count, _help("turns of the loop at most")] = 3
-    audio_root: Annotated[str, _help("where clips lie, if not where ingest saw them")] = ""
+    audio_root: Annotated[str, _help(_AUDIO_ROOT)] = ""
     data: DataRecipe = DataRecipe()
     prompt: PromptRecipe = PromptRecipe()
     sampling: SamplingRecipe = SamplingRecipe()

@@ -301,7 +301,7 @@ def _write_predictions(
         "questions": questions.digest,
         "model": sha256(f"adapter {model}".encode()) if model else BASE_DIGEST,
     }
-    draft = _begin(store, predictions_key(RUN_ID), "infer", {"infer": {"votes": 1}}, inputs)
+    draft = _begin(store, predictions_key(RUN_ID, model), "infer", {"infer": {"votes": 1}}, inputs)
     given = [
         answer(one, plan.accuracies[model], draw=0, model_hash=_hash(model), key="benchmark")
         for one in asked
@@ -324,7 +324,7 @@ def _write_predictions(
         cost={"seconds": 5.1},
     )
     inputs = {"questions": questions.digest, "predictions": predictions.digest}
-    draft = _begin(store, submission_key(RUN_ID), "submit", {}, inputs)
+    draft = _begin(store, submission_key(RUN_ID, model), "submit", {}, inputs)
     draft.write_bytes("submission.zip", pack(rows, asked))
     draft.finish(
         ["submission.zip"],

@@ -61,9 +61,11 @@ def finish(arguments: list[str]) -> float:
     return time.monotonic() - began
 
 
-def submission(store: Path) -> bytes:
-    """The zip that a run left in its store."""
-    return (store / "runs/killed/submission/submission.zip").read_bytes()
+def made(store: Path) -> dict[str, bytes]:
+    """The submission, adapters and verdicts that a run left in its store, by path."""
+    wanted = ("submission.zip", "adapter_model.safetensors", "verdict.json")
+    found = [path for path in sorted(store.rglob("*")) if path.name in wanted]
+    return {str(path.relative_to(store)): path.read_bytes() for path in found}
 
 
 def kill_somewhere(process: subprocess.Popen[bytes], store: Path, chance: random.Random) -> bool:
@@ -85,7 +87,7 @@ def num_files(store: Path) -> int:
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
-    """Twenty kill -9 at random moments over one run leave the same submission.zip."""
+    """Twenty kill -9 over one run leave the same submission, adapters and verdicts."""
     world = build_world(
         tmp_path / "world", seed=SEED, num_train=64, num_heldout=40, num_benchmark=24
     )
@@ -97,4 +99,6 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     )
     assert NUM_KILLS == num_kills, "the run ended before it was killed often enough: make it longer"
     finish(command(world, store))
-    assert submission(tmp_path / "undisturbed") == submission(store)
+    expected = made(tmp_path / "undisturbed")
+    assert 5 == len(expected), "one submission, two adapters, two verdicts"
+    assert expected == made(store)

@@ -41,8 +41,8 @@ def all_keys(run_id: str, iteration: int) -> list[str]:
         layout.answers_key(run_id, "0" * 64),
         layout.answers_key(run_id, "0" * 64, muted=True),
         layout.verdict_key(run_id, iteration),
-        layout.predictions_key(run_id),
-        layout.submission_key(run_id),
+        layout.predictions_key(run_id, iteration),
+        layout.submission_key(run_id, iteration),
         layout.report_key(run_id),
     ]
 

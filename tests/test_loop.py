@@ -212,7 +212,7 @@ def test_deaf_child_is_refused(world: TinyWorld, model_folder: Path, tmp_path: P
     assert last is not None
     assert Decision.STOP is read_verdict(last).decision
     assert find_artifact(store, verdict_key(RUN_ID, 3)) is None
-    assert find_artifact(store, predictions_key(RUN_ID)) is None
+    assert find_artifact(store, predictions_key(RUN_ID, 0)) is None
     assert 0 == best_model(store, RUN_ID)[0].iteration
     lenient = command.model_copy(update={"fail_on_refusal": False})
     assert 6 == go(lenient, opener).manifest.counts["num_predictions"]

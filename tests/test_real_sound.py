@@ -222,7 +222,7 @@ def test_infer_hears_real_sound(sounds: list[Sound], originals: list[Path], tmp_
     assert 0 == run_command("submit", place)
     store = open_store(str(tmp_path / "store"))
     ingested = find_artifact(store, questions_key("real"))
-    predictions = find_artifact(store, predictions_key("real"))
+    predictions = find_artifact(store, predictions_key("real", 0))
     assert ingested is not None
     assert predictions is not None
     length_s = {question.id: question.audio_s for question in read_split(ingested, BENCHMARK)}

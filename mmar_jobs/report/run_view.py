@@ -23,7 +23,7 @@ from mmar_jobs.layout import (
     submission_key,
     verdict_key,
 )
-from mmar_jobs.lineage import VERDICT
+from mmar_jobs.lineage import VERDICT, best_iteration
 from mmar_jobs.records import Candidate, Finish, Prediction, Question
 from mmar_jobs.stages.infer import PREDICTIONS
 from mmar_jobs.stages.ingest import BENCHMARK, HELDOUT, TRAIN, Reject, read_split
@@ -92,8 +92,9 @@ def read_run(store: Store, run_id: str) -> Run:
     questions = find_artifact(store, questions_key(run_id))
     numbers = sorted({int(found[1]) for key in keys if (found := _ITERATION.search(key))})
     iterations = [_read_iteration(store, run_id, number) for number in numbers]
-    predictions = find_artifact(store, predictions_key(run_id))
-    submission = find_artifact(store, submission_key(run_id))
+    best = best_iteration(store, run_id)
+    predictions = find_artifact(store, predictions_key(run_id, best))
+    submission = find_artifact(store, submission_key(run_id, best))
     parts = [part for turn in iterations for part in artifacts_of(turn)]
     if not any([questions, predictions, submission, *parts]):
         raise DataError(
@@ -111,7 +112,7 @@ def read_run(store: Store, run_id: str) -> Run:
         predictions_artifact=predictions,
         predictions=list(predictions.read_records(PREDICTIONS, Prediction)) if predictions else [],
         submission=submission,
-        missing=_missing(set(keys), run_id, iterations),
+        missing=_missing(set(keys), run_id, iterations, best=best),
     )
 
 
@@ -168,10 +169,15 @@ def _read_answers(
     return found
 
 
-def _missing(keys: set[str], run_id: str, iterations: Sequence[Iteration]) -> list[str]:
+def _missing(
+    keys: set[str], run_id: str, iterations: Sequence[Iteration], *, best: int
+) -> list[str]:
     """One line for every artifact that is begun or due and not finished, in order of the stages."""
     due = [("the questions", questions_key(run_id), "ingest")]
-    for number in [turn.number for turn in iterations] or [1]:
+    is_submitted = f"{submission_key(run_id, best)}/{MANIFEST}" in keys
+    # An iteration that ended the loop, with nothing left to learn, has no verdict and needs none.
+    turns = [turn for turn in iterations if turn.verdict or not is_submitted]
+    for number in [turn.number for turn in turns] or [1]:
         due += [
             (f"the candidates of iteration {number}", candidates_key(run_id, number), "generate"),
             (f"the examples of iteration {number}", examples_key(run_id, number), "filter"),
@@ -179,8 +185,8 @@ def _missing(keys: set[str], run_id: str, iterations: Sequence[Iteration]) -> li
             (f"the verdict of iteration {number}", verdict_key(run_id, number), "evaluate"),
         ]
     due += [
-        ("the predictions for the benchmark", predictions_key(run_id), "infer"),
-        ("the submission", submission_key(run_id), "submit"),
+        ("the predictions for the benchmark", predictions_key(run_id, best), "infer"),
+        ("the submission", submission_key(run_id, best), "submit"),
     ]
     lines = []
     for what, key, stage in due:

@@ -44,7 +44,7 @@ def run(command: InferCommand, edges: Edges) -> Artifact:
     )
     draft = begin(
         edges.store,
-        predictions_key(command.run_id),
+        predictions_key(command.run_id, model.iteration),
         stage=STAGE,
         recipe=groups
         | {"template_hash": template_hash(command.prompt.version), "base_digest": base_digest},

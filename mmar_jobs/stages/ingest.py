@@ -2,7 +2,8 @@
 
 Every later stage reads this artifact and nothing else, so what is checked here is checked once:
 rows parse, clips decode, training shares nothing with the benchmark, and no clip is on both sides
-of the held-out split. Not here: foreign row formats (datasets/), near-duplicate audio.
+of the held-out split. A bad training row is left out and counted; a bad benchmark row is an error,
+for a submission must answer them all. Not here: foreign row formats (datasets/), near-duplicate audio.
 """
 
 import re
@@ -22,6 +23,7 @@ from mmar_jobs.settings import DataRecipe, IngestCommand, recipe
 from mmar_jobs.split import find_shared, split_by_source
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.store import join_uri, read_uri, split_uri
+from mmar_jobs.store.uri import parse_uri
 
 STAGE: Final = "ingest"
 TRAIN: Final = "train"
@@ -80,7 +82,9 @@ def run(command: IngestCommand, edges: Edges) -> Artifact:
             inputs={source.name: sha256(source.data) for source in sources},
         )
         if isinstance(draft, Artifact):
-            _report(list(draft.read_records(REJECTS, Reject)), edges, strict=command.strict)
+            rejects = list(draft.read_records(REJECTS, Reject))
+            _check_benchmark(rejects)
+            _report(rejects, edges, strict=command.strict)
             return draft
         for source in sources:
             _read(source, command.data, edges, endpoint_url=command.endpoint_url)
@@ -113,6 +117,8 @@ def _given(command: IngestCommand) -> list[tuple[str, str]]:
 
 def _open(name: str, uri: str, command: IngestCommand) -> _Source:
     data = read_uri(uri, endpoint_url=command.endpoint_url)
+    if command.audio_root:
+        return _Source(name, data, parse_uri(command.audio_root).uri)
     root, key = split_uri(uri)
     folder = key.rpartition("/")[0]
     return _Source(name, data, join_uri(root, folder) if folder else root)
@@ -150,6 +156,7 @@ def _read(source: _Source, recipe: DataRecipe, edges: Edges, *, endpoint_url: st
                 source.reject(source.line_of[row.id], row.id, result)
             else:
                 source.questions.append(result)
+    _check_benchmark(source.rejects)
     if not source.questions:
         first = f"; the first: {source.rejects[0].reason}" if source.rejects else ""
         raise DataError(
@@ -170,6 +177,22 @@ def _probed(question: Question, clips: ClipReader, max_clip_s: float) -> Questio
     clip = decode(data, question.audio, max_s=max_clip_s)
     return question.model_copy(
         update={"audio_sha256": sha256(data), "audio_s": len(clip.waveform) / SAMPLE_RATE_HZ}
+    )
+
+
+def _check_benchmark(found: Sequence[Reject]) -> None:
+    """Raise DataError on a bad benchmark row: without it the submission would lack an answer."""
+    rejects = [reject for reject in found if reject.source == BENCHMARK]
+    if not rejects:
+        return
+    shown = "; ".join(
+        f"line {reject.line_number}{f' (id {reject.id})' if reject.id else ''}: {reject.reason}"
+        for reject in rejects[:_NUM_SHOWN]
+    )
+    more = f"; and {len(rejects) - _NUM_SHOWN} more" if len(rejects) > _NUM_SHOWN else ""
+    raise DataError(
+        f"{len(rejects)} bad rows in the benchmark: {shown}{more}: the submission must answer every "
+        "row: correct them or fetch their clips, then ingest again"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.errors import GateError
 from mmar_jobs.layout import predictions_key, questions_key, submission_key
+from mmar_jobs.lineage import best_iteration
 from mmar_jobs.records import Prediction
 from mmar_jobs.settings import SubmitCommand
 from mmar_jobs.stages import Edges
@@ -22,10 +23,12 @@ SUBMISSION: Final = "submission.zip"
 def run(command: SubmitCommand, edges: Edges) -> Artifact:
     """Make or verify submission.zip."""
     questions = require_artifact(edges.store, questions_key(command.run_id), stage="ingest")
-    predictions = require_artifact(edges.store, predictions_key(command.run_id), stage="infer")
+    iteration = best_iteration(edges.store, command.run_id)
+    key = predictions_key(command.run_id, iteration)
+    predictions = require_artifact(edges.store, key, stage="infer")
     draft = begin(
         edges.store,
-        submission_key(command.run_id),
+        submission_key(command.run_id, iteration),
         stage=STAGE,
         recipe={},
         inputs={"questions": questions.digest, "predictions": predictions.digest},
