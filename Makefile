@@ -18,7 +18,10 @@ help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 .uv/bin/uv:
-	python3 -m pip install --quiet --target .uv uv
+	@python3 -m pip --version >/dev/null 2>&1 || { apt-get update -qq && \
+		apt-get install -y -qq python3-pip; } || { echo "install pip for python3 first"; exit 1; }
+	@python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore \
+		--target .uv uv
 
 setup: $(UV) ## install everything the other verbs need, pinned by uv.lock
 	@$(UV) sync --locked --extra local --quiet

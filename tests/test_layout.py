@@ -56,7 +56,7 @@ def test_keys_never_meet() -> None:
         for key in all_keys(run_id, iteration)
     ]
     unique = sorted(set(folders))
-    assert 2 * (12 + 6) == len(unique)
+    assert 2 * (4 + 2 * 8) == len(unique)
     assert not [b for a, b in itertools.pairwise(unique) if b.startswith(a)]
 
 
