@@ -4,13 +4,14 @@ Both answer greedily with the same prompt and precision; answers are kept per mo
 asked once however many verdicts use it. Not here: the decision itself (verdict.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
+from mmar_jobs.base_model import model_digest
 from mmar_jobs.errors import PromotionRefused
 from mmar_jobs.layout import answers_key, questions_key, verdict_key
 from mmar_jobs.lineage import (
@@ -25,7 +26,6 @@ from mmar_jobs.lineage import (
 )
 from mmar_jobs.manifest import canonical_json
 from mmar_jobs.prompt import template_hash
-from mmar_jobs.qlora.load import model_digest
 from mmar_jobs.records import Candidate, Question
 from mmar_jobs.settings import EvaluateCommand, recipe
 from mmar_jobs.stages import Edges, stopwatch
@@ -48,37 +48,21 @@ def run(command: EvaluateCommand, edges: Edges) -> Artifact:
     check_prompt(child.adapter, command.prompt.version)
     parent = parent_of(store, run_id, command.iteration)
     exam = _Exam(command, edges, questions, base_digest)
-    parent_answers = exam.answers(parent, "parent")
-    child_answers = exam.answers(child, "child")
-    muted_answers = (
-        exam.answers(child, "child, muted", muted=True) if command.gate.muted_control else None
-    )
-    inputs = {
-        "questions": questions.digest,
-        "parent": parent_answers.digest,
-        "child": child_answers.digest,
-    }
-    if muted_answers is not None:
-        inputs["muted"] = muted_answers.digest
+    answers = {"parent": exam.answers(parent, "parent"), "child": exam.answers(child, "child")}
+    if command.gate.muted_control:
+        answers["muted"] = exam.answers(child, "child, muted", muted=True)
     draft = begin(
         store,
         verdict_key(run_id, command.iteration),
         stage=STAGE,
         recipe=recipe(("gate", command.gate), ("prompt", command.prompt))
         | {"template_hash": template_hash(command.prompt.version), "base_digest": base_digest},
-        inputs=inputs,
+        inputs={"questions": questions.digest}
+        | {who: artifact.digest for who, artifact in answers.items()},
     )
     if isinstance(draft, Artifact):
         return _refused_or(draft, command)
-    asked = exam.asked
-    verdict = judge(
-        asked,
-        grades_of(asked, parent_answers),
-        child=grades_of(asked, child_answers),
-        muted=grades_of(asked, muted_answers) if muted_answers is not None else None,
-        rule=_rule(command),
-        previous=_previous(edges, command),
-    )
+    verdict = _judge(command, edges, exam.asked, answers)
     promoted = child if verdict.decision is Decision.PROMOTE else parent
     content = {
         "verdict": verdict.model_dump(mode="json"),
@@ -87,12 +71,6 @@ def run(command: EvaluateCommand, edges: Edges) -> Artifact:
         "child": as_record(child, run_id, base_digest),
     }
     draft.write_bytes(VERDICT, canonical_json(content))
-    edges.log.info(
-        "verdict_reached",
-        iteration=command.iteration,
-        decision=verdict.decision.value,
-        reason="; ".join(verdict.reasons),
-    )
     finished = draft.finish(
         [VERDICT],
         counts={"num_questions": verdict.n},
@@ -101,6 +79,31 @@ def run(command: EvaluateCommand, edges: Edges) -> Artifact:
         cost={},
     )
     return _refused_or(finished, command)
+
+
+def _judge(
+    command: EvaluateCommand,
+    edges: Edges,
+    asked: Sequence[Question],
+    answers: Mapping[str, Artifact],
+) -> Verdict:
+    """Grade the answers and compare them; `answers` has parent, child and perhaps muted."""
+    grades = {who: grades_of(asked, artifact) for who, artifact in answers.items()}
+    verdict = judge(
+        asked,
+        grades["parent"],
+        child=grades["child"],
+        muted=grades.get("muted"),
+        rule=_rule(command),
+        previous=_previous(edges, command),
+    )
+    edges.log.info(
+        "verdict_reached",
+        iteration=command.iteration,
+        decision=verdict.decision.value,
+        reason="; ".join(verdict.reasons),
+    )
+    return verdict
 
 
 @dataclass

@@ -6,17 +6,18 @@ Not here: packing (submit.py). The thinking that is handed in is one answer's ow
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
+from mmar_jobs.base_model import model_digest
 from mmar_jobs.errors import GateError
 from mmar_jobs.layout import predictions_key, questions_key
 from mmar_jobs.lineage import BASE, as_record, best_model, check_base, check_prompt
 from mmar_jobs.prompt import template_hash
-from mmar_jobs.qlora.load import model_digest
 from mmar_jobs.records import Candidate, Finish, Prediction, Question
 from mmar_jobs.settings import InferCommand, recipe
 from mmar_jobs.stages import Edges, stopwatch
@@ -36,18 +37,12 @@ def run(command: InferCommand, edges: Edges) -> Artifact:
     if verdict is not None:
         check_base(verdict, base_digest)
         check_prompt(verdict, command.prompt.version)
-    groups = recipe(
-        ("sampling", command.sampling),
-        ("infer", command.infer),
-        ("engine", command.engine),
-        ("prompt", command.prompt),
-    )
+    asking = _asking(command)
     draft = begin(
         edges.store,
         predictions_key(command.run_id, model.iteration),
         stage=STAGE,
-        recipe=groups
-        | {"template_hash": template_hash(command.prompt.version), "base_digest": base_digest},
+        recipe=_recipe(command, asking) | {"base_digest": base_digest},
         inputs={"questions": questions.digest, "model": model.adapter_digest or base_digest},
     )
     if isinstance(draft, Artifact):
@@ -62,7 +57,7 @@ def run(command: InferCommand, edges: Edges) -> Artifact:
         )
         root = audio_root(questions, BENCHMARK, command.audio_root)
         clips = ClipReader(root, endpoint_url=command.endpoint_url)
-        names = Asker(engine, clips, edges, _asking(command)).ask(draft, asked, "benchmark")
+        names = Asker(engine, clips, edges, asking).ask(draft, asked, "benchmark")
     candidates = [c for name in names for c in draft.read_records(name, Candidate)]
     predictions = predict(asked, candidates)
     _check_answered(predictions)
@@ -79,6 +74,18 @@ def run(command: InferCommand, edges: Edges) -> Artifact:
         placement={"audio_root": root, "model": command.model},
         cost=cost,
     )
+
+
+def _recipe(command: InferCommand, asking: Asking) -> dict[str, Any]:
+    """What shapes the answers: of the sampling settings only those that this way of asking uses."""
+    groups = recipe(
+        ("infer", command.infer), ("engine", command.engine), ("prompt", command.prompt)
+    )
+    return groups | {
+        "template_hash": template_hash(command.prompt.version),
+        "sampling": asdict(asking.sampling),
+        "questions_per_shard": asking.questions_per_shard,
+    }
 
 
 def _asking(command: InferCommand) -> Asking:
