@@ -18,13 +18,13 @@ from structlog.testing import CapturingLogger
 
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import SAMPLE_RATE_HZ, canary_clip, num_audio_tokens
+from mmar_jobs.base_model import model_digest
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.grade import parse
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.lineage import ADAPTER_WEIGHTS
 from mmar_jobs.progress import Advance, no_bar
 from mmar_jobs.prompt import render
-from mmar_jobs.qlora.load import model_digest
 from mmar_jobs.records import Candidate, Finish, Question
 from mmar_jobs.settings import EngineSettings
 from mmar_jobs.stages import Edges, OpenEngine

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from mmar_jobs.audio import canary_clip, decode
+from mmar_jobs.base_model import model_digest
 from mmar_jobs.encode import load_processor
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
@@ -20,7 +21,7 @@ from mmar_jobs.engine.sampling import TokenChooser, draw_seed
 from mmar_jobs.errors import DataError
 from mmar_jobs.identity import ModelIdentity, check_canary
 from mmar_jobs.qlora.export import export_adapter
-from mmar_jobs.qlora.load import load_thinker, model_digest
+from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import attach_lora
 from mmar_jobs.qlora.recipes import LoraRecipe
 from mmar_jobs.records import Finish

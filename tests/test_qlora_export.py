@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmar_jobs.base_model import model_digest
 from mmar_jobs.errors import DataError
 from mmar_jobs.qlora.export import (
     CONFIG_FILE,
@@ -20,7 +21,7 @@ from mmar_jobs.qlora.export import (
     from_expert_fastest,
     load_adapter,
 )
-from mmar_jobs.qlora.load import load_thinker, model_digest
+from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.merge import merge_adapter, merge_to_folder
 from mmar_jobs.qlora.recipes import LoraRecipe
 from tests import qlora_cases as cases

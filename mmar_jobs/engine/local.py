@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import canary_clip
+from mmar_jobs.base_model import model_digest
 from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor, render_prompt
 from mmar_jobs.engine import Completion, Request, Sampling, attention
 from mmar_jobs.engine.sampling import TokenChooser, draw_seed
@@ -23,7 +24,7 @@ from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.prompt import THINK_OPEN, Prompt
 from mmar_jobs.qlora.audio_embeds import MelFeatures, embed_clips
 from mmar_jobs.qlora.export import WEIGHTS_FILE
-from mmar_jobs.qlora.load import load_thinker, model_digest
+from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.merge import merge_adapter
 from mmar_jobs.records import Finish
 from mmar_jobs.settings import EngineSettings

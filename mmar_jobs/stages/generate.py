@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
+from mmar_jobs.base_model import model_digest
 from mmar_jobs.layout import candidates_key, muted_key, questions_key
 from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
 from mmar_jobs.prompt import template_hash
-from mmar_jobs.qlora.load import model_digest
 from mmar_jobs.records import Candidate, Question
 from mmar_jobs.settings import GenerateCommand, SamplingRecipe, recipe
 from mmar_jobs.stages import Edges, stopwatch

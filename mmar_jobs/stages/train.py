@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmar_jobs.artifact import Artifact, Draft, begin, file_sha256, require_artifact
 from mmar_jobs.audio import ClipReader
+from mmar_jobs.base_model import model_digest
 from mmar_jobs.encode import encode_prompt, load_processor
 from mmar_jobs.errors import GateError
 from mmar_jobs.identity import Canary, ModelIdentity
@@ -33,7 +34,7 @@ from mmar_jobs.prompt import render, template_hash
 from mmar_jobs.qlora.audio_embeds import AudioEmbeds, MelFeatures
 from mmar_jobs.qlora.encode import encode_example
 from mmar_jobs.qlora.export import CONFIG_FILE, export_adapter, load_adapter
-from mmar_jobs.qlora.load import load_thinker, model_digest
+from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.packing import TrainRow
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe

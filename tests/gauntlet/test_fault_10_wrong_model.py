@@ -1,14 +1,19 @@
 """Fault 10: rounds 2 and 3 asked for a model that the server did not have, and the run exited 0."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.settings import EngineSettings
 from mmar_jobs.stages import OpenEngine
+from mmar_jobs.weights import WEIGHTS_FILE
 from tests.fakes import FakeEngine, FakeOpener
 from tests.gauntlet.conftest import HealthyRun
 from tests.gauntlet.planted import Row, Run
@@ -92,6 +97,103 @@ def test_10_a_missing_model_folder_is_an_error(run_after: HealthyRun, tmp_path: 
     run = run_after("ingest")
     run.model = tmp_path / "nowhere"
     run.cli("generate").says(ExitCode.DATA, "nowhere", "model folder")
+
+
+def without_head(folder: Path) -> None:
+    """Take the output layer out of the weights."""
+    weights = load_file(folder / WEIGHTS_FILE)
+    del weights["thinker.lm_head.weight"]
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def without_an_expert(folder: Path) -> None:
+    """Take one of eight experts' gates out of the weights."""
+    weights = load_file(folder / WEIGHTS_FILE)
+    del weights["thinker.model.layers.0.mlp.experts.3.gate_proj.weight"]
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def narrower_head(folder: Path) -> None:
+    """Cut one row off the output layer."""
+    weights = load_file(folder / WEIGHTS_FILE)
+    weights["thinker.lm_head.weight"] = weights["thinker.lm_head.weight"][:-1].contiguous()
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def another_layer(folder: Path) -> None:
+    """Add a layer that config.json does not know."""
+    weights = load_file(folder / WEIGHTS_FILE)
+    norm = weights["thinker.model.layers.1.input_layernorm.weight"]
+    weights["thinker.model.layers.2.input_layernorm.weight"] = norm.clone()
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def half_a_file(folder: Path) -> None:
+    """A copy of the weights that broke off."""
+    data = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(data[: len(data) // 2])
+
+
+def empty_config(folder: Path) -> None:
+    """A config.json that says nothing."""
+    (folder / "config.json").write_text("{}")
+
+
+def other_type(folder: Path) -> None:
+    """The config.json of another family."""
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+
+
+def config_without_sizes(folder: Path) -> None:
+    """A config.json of the right type that leaves out the text part."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["thinker_config"]["text_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def half_a_config(folder: Path) -> None:
+    """A config.json that broke off."""
+    (folder / "config.json").write_text('{"model_type": ')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (without_head, ("1 weights are missing", "lm_head.weight", "copy the model again")),
+        (without_an_expert, ("expert weights", "copy the model again")),
+        (narrower_head, ("of another shape", "lm_head.weight", "copy the model again")),
+        (another_layer, ("not part of the model", "layers.2.input_layernorm")),
+        (half_a_file, ("damaged .safetensors", "copy it again")),
+        (empty_config, ("config.json", "model type none", "qwen3_omni_moe")),
+        (other_type, ("config.json", "model type qwen2", "qwen3_omni_moe")),
+        (config_without_sizes, ("no thinker_config.text_config",)),
+        (half_a_config, ("config.json", "not readable JSON")),
+    ],
+)
+def test_10_a_spoilt_base_is_refused(
+    run_after: HealthyRun,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    words: tuple[str, ...],
+) -> None:
+    """Where weights lack, random ones would be taken, and the run would measure those."""
+    run = run_after("ingest")
+    run.model = shutil.copytree(run.model, tmp_path / "spoilt")
+    spoil(run.model)
+    run.cli("generate").says(ExitCode.DATA, "spoilt", *words)
+
+
+def test_10_a_base_may_lack_eyes_and_have_a_voice(model_folder: Path, tmp_path: Path) -> None:
+    """The vision tower is never fed; talker and code2wav are no part of the thinker."""
+    folder = shutil.copytree(model_folder, tmp_path / "blind")
+    weights = load_file(folder / WEIGHTS_FILE)
+    kept = {name: weights[name] for name in weights if not name.startswith("thinker.visual.")}
+    voice = kept["thinker.lm_head.weight"].clone()
+    kept |= {"talker.model.norm.weight": voice, "code2wav.norm.weight": voice.clone()}
+    save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    blind = open_local_engine(folder, None, EngineSettings(threads=1))
+    whole = open_local_engine(model_folder, None, EngineSettings(threads=1))
+    assert whole.canary() == blind.canary()
 
 
 def test_10_an_iteration_without_a_parent_is_an_error(run_after: HealthyRun) -> None:

@@ -1,0 +1,69 @@
+"""Naming and recognising a base model's folder by its files, without loading it.
+
+Not here: loading the weights (qlora/load.py), and adapters (lineage.py).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from mmar_jobs.errors import DataError
+
+_MODEL_TYPE: Final = "qwen3_omni_moe"
+_PARTS: Final = ("text_config", "audio_config")
+_MODEL_FILES: Final = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken")
+_BLOCK_BYTES: Final = 1 << 22
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of all weight, config, tokenizer and chat template files.
+
+    Files are taken in the order of their names, so the digest is the same on every machine; a file
+    that is renamed, added or changed in one byte changes it. DataError where `folder` holds no
+    weights or a file cannot be read.
+    """
+    paths = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
+    if not any(path.suffix == ".safetensors" for path in paths):
+        raise DataError(f"{folder} holds no .safetensors file: give a model folder")
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read ({error.strerror}): give a model folder whose files can be"
+            ) from error
+    return digest.hexdigest()
+
+
+def check_config(folder: Path) -> None:
+    """Raise DataError unless config.json is that of a whole Qwen3-Omni model.
+
+    What config.json lacks transformers fills with the sizes of the 30B model, whose random weights
+    it then builds; so this is asked before anything is built.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise DataError(f"{folder} holds no model: config.json is missing; give a model folder")
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is not readable JSON ({str(error).splitlines()[0]}): copy the model again"
+        ) from error
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != _MODEL_TYPE:
+        raise DataError(
+            f"{path} is of model type {found or 'none'}, not {_MODEL_TYPE}: give the folder of a "
+            "Qwen3-Omni model in its original layout"
+        )
+    thinker = config.get("thinker_config")
+    lacking = [part for part in _PARTS if not (isinstance(thinker, dict) and thinker.get(part))]
+    if lacking:
+        raise DataError(
+            f"{path} has no thinker_config.{lacking[0]}: copy config.json from the original again"
+        )
