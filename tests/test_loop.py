@@ -313,7 +313,7 @@ def test_votes_keep_one_agreeing_thinking(
     done: tuple[RunCommand, Artifact, Track],
 ) -> None:
     """Every prediction's thinking is a candidate's own, verbatim."""
-    predictions = find_artifact(open_store(done[0].store), predictions_key(RUN_ID))
+    predictions = find_artifact(open_store(done[0].store), predictions_key(RUN_ID, 1))
     assert predictions is not None
     for prediction in predictions.read_records(PREDICTIONS, Prediction):
         assert "draw 0: I hear it." == prediction.thinking_prediction
