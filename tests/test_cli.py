@@ -125,7 +125,7 @@ def test_stage_without_its_input_names_the_stage_before(
 
 def test_ingest_without_questions_is_a_settings_error(fails: Fails, tmp_path: Path) -> None:
     """They are optional only because a file may give them."""
-    flags = ["--store", str(tmp_path), "--run-id", "r", "--model", "m"]
+    flags = ["--store", str(tmp_path), "--run-id", "r"]
     assert "--questions is needed" in fails(ExitCode.SETTINGS, "ingest", *flags)
     assert "--benchmark is needed" in fails(
         ExitCode.SETTINGS, "ingest", *flags, "--questions", "q.jsonl"
@@ -136,7 +136,7 @@ def test_missing_question_file_is_a_data_error(
     fails: Fails, tmp_path: Path, world: TinyWorld
 ) -> None:
     """The path is in the line."""
-    flags = ["--store", str(tmp_path / "store"), "--run-id", "r", "--model", "m"]
+    flags = ["--store", str(tmp_path / "store"), "--run-id", "r"]
     flags += ["--questions", str(tmp_path / "none.jsonl"), "--benchmark", str(world.benchmark)]
     assert str(tmp_path / "none.jsonl") in fails(ExitCode.DATA, "ingest", *flags)
 
@@ -225,7 +225,7 @@ def test_sigterm_ends_with_75_and_the_next_start_goes_on(tmp_path: Path, world: 
     sound = first.read_bytes()
     first.unlink()
     os.mkfifo(first)
-    flags = ["--store", str(tmp_path / "store"), "--run-id", "r", "--model", "m"]
+    flags = ["--store", str(tmp_path / "store"), "--run-id", "r"]
     flags += ["--questions", str(questions), "--benchmark", str(world.benchmark)]
     flags += ["--data.heldout-fraction", "0.5"]
     command = [sys.executable, "-m", "mmar_jobs", "ingest", *flags]
@@ -255,7 +255,7 @@ def test_stage_commands_make_a_submission(
     """The embedded model answers the benchmark by one command a stage; validate and score agree."""
     model = ROOT / "mmar_jobs" / "tiny" / "weights"
     place = ["--store", str(tmp_path / "store"), "--run-id", "r"]
-    flags = ["--model", str(model), "--questions", str(world.train)]
+    flags = ["--questions", str(world.train)]
     flags += ["--heldout", str(world.heldout), "--benchmark", str(world.benchmark)]
     zip_path = tmp_path / "out" / "submission.zip"
     infer = ["--model", str(model), "--sampling.max-tokens", "96", "--engine.threads", "1"]

@@ -64,12 +64,23 @@ def test_fingerprint_is_blind_to_order(recipe: dict[str, Any], inputs: dict[str,
     assert first == fingerprint("train", shuffled(recipe, reverse=True), inputs)
 
 
-@given(RECIPES, RECIPES)
-def test_fingerprint_and_difference_agree(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Two fingerprints differ only where difference has something to name."""
+PAIRS = (
+    st.tuples(RECIPES, RECIPES)
+    | RECIPES.map(lambda recipe: (recipe, shuffled(recipe, reverse=True)))
+    | st.tuples(RECIPES, st.text(), LEAVES).map(lambda x: (x[0], {**x[0], x[1]: x[2]}))
+)
+
+
+@given(PAIRS)
+def test_fingerprint_and_difference_agree(pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Fingerprints are equal where the JSON is; then, and where Python agrees, nothing is named."""
+    old, new = pair
     equal = fingerprint("train", old, {}) == fingerprint("train", new, {})
+    assert equal == (canonical_json(old) == canonical_json(new))
     # 0 and 0.0, 1 and True are equal to Python and not in JSON: a user would see no difference.
-    assert equal or difference(old, new) or old == new
+    assert (old == new) == ([] == difference(old, new))
+    if equal:
+        assert [] == difference(old, new)
 
 
 @given(RECIPES)

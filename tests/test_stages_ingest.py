@@ -13,10 +13,21 @@ from mmar_jobs.errors import DataError, GateError, SettingsError
 from mmar_jobs.layout import questions_key
 from mmar_jobs.settings import DataRecipe, IngestCommand
 from mmar_jobs.split import source_keys
-from mmar_jobs.stages.ingest import BENCHMARK, HELDOUT, REJECTS, TRAIN, Reject, read_split, run
+from mmar_jobs.stages.ingest import (
+    BENCHMARK,
+    HELDOUT,
+    REJECTS,
+    TRAIN,
+    Reject,
+    audio_root,
+    read_split,
+    run,
+)
 from mmar_jobs.store import open_store
 from mmar_jobs.tiny.build import TinyWorld
 from tests.fakes import FakeOpener, Track, edges_of, sound_bytes, tone
+
+SPLITS = (TRAIN, HELDOUT, BENCHMARK)
 
 
 @dataclass
@@ -51,7 +62,6 @@ class Desk:
         known: dict[str, Any] = {
             "store": str(self.folder / "store"),
             "run_id": "r",
-            "model": "m",
             "questions": questions,
             "benchmark": benchmark,
             "data": DataRecipe(heldout_fraction=0.5),
@@ -136,6 +146,15 @@ def damaged(desk: Desk, damage: Callable[[bytes], bytes]) -> dict[str, Any]:
     return row
 
 
+def linked(desk: Desk, target: str) -> dict[str, Any]:
+    """A row whose clip is a symbolic link."""
+    row = desk.row("bad")
+    path = desk.folder / "bad.wav"
+    path.unlink()
+    path.symlink_to(target)
+    return row
+
+
 BAD_ROWS: dict[str, tuple[Break, str | None, str]] = {
     "broken JSON": (lambda _: '{"id": ', None, "is not JSON"),
     "not an object": (lambda _: "[1]", None, "object"),
@@ -171,10 +190,16 @@ BAD_ROWS: dict[str, tuple[Break, str | None, str]] = {
         "lasts 0.020 s",
     ),
     "long clip": (
-        lambda d: d.row("bad", audio_path=d.clip("bad", seconds=30.5)),
+        lambda d: d.row("bad", audio_path=d.clip("bad", seconds=30.6)),
         "bad",
-        "lasts 30.5 s, more than the limit of 30 s",
+        "lasts 30.60 s, more than the limit of 30 s and 0.5 s of padding",
     ),
+    "clip on the web": (
+        lambda d: d.row("bad", audio_path="https://example.org/x.wav"),
+        "bad",
+        "https:// cannot be read or written",
+    ),
+    "link to itself": (lambda d: linked(d, "bad.wav"), "bad", "bad.wav"),
 }
 
 
@@ -221,12 +246,62 @@ def test_bad_rows_are_said_aloud(desk: Desk, bench: str) -> None:
     assert "train line 9" in call.kwargs["first"]
 
 
-def test_bad_benchmark_row_is_listed(desk: Desk) -> None:
-    """A benchmark row may lack its answer, nothing else."""
-    bench = desk.write("bench", [desk.row("b1", answer=None), desk.row("b2", choices=[])])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in BAD_ROWS if kind not in ("no answer", "twin id")]
+)
+def test_bad_benchmark_row_is_an_error(desk: Desk, kind: str, strict: bool) -> None:
+    """Every row must be answered, so none is left out; nothing is finished meanwhile."""
+    make, key, reason = BAD_ROWS[kind]
+    bench = desk.write("bench", [desk.row("b1"), make(desk), desk.row("b3")])
+    command = desk.command(desk.write("train", good(desk)), bench, strict=strict)
+    with pytest.raises(DataError) as caught:
+        desk.ingest(command)
+    line = str(caught.value)
+    where = f"line 2 (id {key}): " if key else "line 2: "
+    assert line.startswith(f"1 bad rows in the benchmark: {where}")
+    assert reason in line
+    assert line.endswith("correct them or fetch their clips, then ingest again")
+    assert "\n" not in line
+    assert find_artifact(open_store(str(desk.folder / "store")), questions_key("r")) is None
+
+
+def test_bad_benchmark_is_an_error_where_nothing_is_good(desk: Desk) -> None:
+    """The first rows are named, the others counted."""
+    bench = desk.write("bench", ["{"] * 5)
+    with pytest.raises(DataError, match=r"5 bad rows in the benchmark: line 1: .*; and 2 more: "):
+        desk.ingest(desk.command(desk.write("train", good(desk)), bench))
+
+
+def test_benchmark_row_may_lack_its_answer_and_be_padded(desk: Desk) -> None:
+    """MMAR's clips last up to 30 s, and an encoder fills its last block."""
+    clip = desk.clip("long", seconds=30.02)
+    bench = desk.write("bench", [desk.row("b1", answer=None), desk.row("b2", audio_path=clip)])
     artifact = desk.ingest(desk.command(desk.write("train", good(desk)), bench))
-    assert ["b1"] == [question.id for question in read_split(artifact, BENCHMARK)]
-    assert [(BENCHMARK, 2)] == [(r.source, r.line_number) for r in desk.rejects()]
+    assert ["b1", "b2"] == [question.id for question in read_split(artifact, BENCHMARK)]
+    assert [] == desk.rejects()
+
+
+def test_audio_root_holds_the_clips_of_every_split(desk: Desk, tmp_path: Path) -> None:
+    """Question files may lie elsewhere than their clips; later stages look where ingest did."""
+    train, bench = desk.write("train", good(desk)), desk.write("bench", [desk.row("b1")])
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for clip in desk.folder.glob("*.wav"):
+        clip.rename(clips / clip.name)
+    heldout = desk.write("heldout", [desk.row("h1", audio_path="t0.wav")])
+    data = DataRecipe(contamination="drop")
+    command = desk.command(train, bench, heldout=heldout, data=data, audio_root=str(clips))
+    artifact = desk.ingest(command)
+    assert (7, 1, 1) == tuple(artifact.manifest.counts[f"num_{name}"] for name in SPLITS)
+    assert [clips.as_uri()] * 3 == [audio_root(artifact, split, "") for split in SPLITS]
+    assert "s3://elsewhere" == audio_root(artifact, TRAIN, "s3://elsewhere")
+
+
+def test_audio_root_must_be_an_address(desk: Desk, bench: str) -> None:
+    """A setting, unlike a row: exit 2."""
+    with pytest.raises(SettingsError, match="gopher:// cannot be read"):
+        desk.ingest(desk.command(desk.write("t", good(desk)), bench, audio_root="gopher://x"))
 
 
 def test_no_good_row_is_an_error(desk: Desk, bench: str) -> None:

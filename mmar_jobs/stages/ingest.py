@@ -3,7 +3,8 @@
 Every later stage reads this artifact and nothing else, so what is checked here is checked once:
 rows parse, clips decode, training shares nothing with the benchmark, and no clip is on both sides
 of the held-out split. A bad training row is left out and counted; a bad benchmark row is an error,
-for a submission must answer them all. Not here: foreign row formats (datasets/), near-duplicate audio.
+for a submission must answer them all. Not here: foreign row formats (datasets/), near-duplicate
+audio.
 """
 
 import re
@@ -191,8 +192,8 @@ def _check_benchmark(found: Sequence[Reject]) -> None:
     )
     more = f"; and {len(rejects) - _NUM_SHOWN} more" if len(rejects) > _NUM_SHOWN else ""
     raise DataError(
-        f"{len(rejects)} bad rows in the benchmark: {shown}{more}: the submission must answer every "
-        "row: correct them or fetch their clips, then ingest again"
+        f"{len(rejects)} bad rows in the benchmark: {shown}{more}: the submission must answer "
+        "every row: correct them or fetch their clips, then ingest again"
     )
 
 

@@ -148,8 +148,7 @@ class Run:
         model: dict[str, object] = {"model": self.model}
         tokens = {"sampling.max-tokens": 64}
         return {
-            "ingest": model
-            | {
+            "ingest": {
                 "questions": self.world.train,
                 "heldout": self.world.heldout,
                 "benchmark": self.world.benchmark,
