@@ -12,10 +12,11 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -32,11 +33,19 @@ ENV_PREFIX = "MMAR_"
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 RunId = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
 
 
 def _help(text: str) -> Any:
     return Field(description=text)
+
+
+def _installed(optimizer: str) -> str:
+    """Refuse an optimiser whose package lacks, before hours of generation are spent."""
+    if optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError("needs bitsandbytes, which is not installed: choose adamw")
+    return optimizer
 
 
 class Group(BaseModel):
@@ -50,7 +59,7 @@ class Group(BaseModel):
 class PromptRecipe(Group):
     """The prompt (recipe)."""
 
-    version: Annotated[str, _help("prompt text: v7, v8, v9 or v12")] = "v9"
+    version: Annotated[Literal["v7", "v8", "v9", "v12"], _help("prompt text")] = "v9"
 
 
 class DataRecipe(Group):
@@ -63,8 +72,7 @@ class DataRecipe(Group):
         float,
         Field(
             gt=0,
-            description="longest clip, seconds, give or take the 0.5 s that encoders pad; longer ones "
-            "are bad rows",
+            description="longest clip, seconds; longer ones are bad rows, but for 0.5 s of padding",
         ),
     ] = 30.0
     contamination: Annotated[
@@ -133,7 +141,7 @@ class LoraSettings(Group):
 
     rank: Annotated[Count, _help("LoRA rank r")] = 64
     alpha: Annotated[float, Field(gt=0, description="LoRA alpha; the scale is alpha / r")] = 128.0
-    dropout: Annotated[Fraction, _help("dropout on the LoRA input")] = 0.05
+    dropout: Annotated[BelowOne, _help("dropout on the LoRA input")] = 0.05
 
 
 class OptimSettings(Group):
@@ -151,14 +159,19 @@ class OptimSettings(Group):
     weighting: Annotated[
         Literal["example", "token"], _help("mean over examples, or over all their tokens")
     ] = "example"
-    optimizer: Annotated[Literal["adamw", "adamw8bit"], _help("adamw8bit needs bitsandbytes")] = (
-        "adamw"
-    )
-    betas: Annotated[tuple[float, float], _help("AdamW betas")] = (0.9, 0.98)
+    optimizer: Annotated[
+        Literal["adamw", "adamw8bit"],
+        AfterValidator(_installed),
+        _help("adamw8bit needs bitsandbytes"),
+    ] = "adamw"
+    betas: Annotated[tuple[BelowOne, BelowOne], _help("AdamW betas")] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0, description="AdamW weight decay")] = 0.0
     warmup_fraction: Annotated[Fraction, _help("share of the steps with rising learning rate")] = (
         0.05
     )
+    decay: Annotated[
+        Literal["cosine", "constant"], _help("learning rate after the warm-up: down to 0, or flat")
+    ] = "cosine"
     max_grad_norm: Annotated[float, Field(gt=0, description="gradient norm is clipped to this")] = (
         1.0
     )

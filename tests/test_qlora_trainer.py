@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -342,9 +343,15 @@ def test_missing_bitsandbytes_is_a_settings_error() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"learning_rate": 0.0}, {"num_epochs": 0}, {"warmup_fraction": 2.0}, {"token_budget": 0}],
+    [
+        {"learning_rate": 0.0},
+        {"num_epochs": 0},
+        {"warmup_fraction": 2.0},
+        {"token_budget": 0},
+        {"betas": (0.9, 1.0)},
+    ],
 )
-def test_wrong_recipes_are_refused(change: dict[str, float]) -> None:
+def test_wrong_recipes_are_refused(change: dict[str, Any]) -> None:
     """A value out of range is a SettingsError naming the setting."""
     with pytest.raises(SettingsError, match=next(iter(change))):
         replace(RECIPE, **change)

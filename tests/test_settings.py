@@ -1,9 +1,11 @@
 """Tests of settings: where a value comes from, and that every mistake is one clear line."""
 
+import dataclasses
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -13,12 +15,18 @@ from pydantic import BaseModel
 from mmar_jobs import settings
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.manifest import canonical_json
+from mmar_jobs.prompt import SYSTEM_BY_VERSION
+from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
 from mmar_jobs.settings import (
+    Command,
     EngineSettings,
     FilterCommand,
     GenerateCommand,
     Group,
     IngestCommand,
+    LoraSettings,
+    OptimSettings,
+    PromptRecipe,
     RunCommand,
     TrainCommand,
     parse,
@@ -127,6 +135,54 @@ def test_wrong_flag_is_named(flags: list[str], named: str) -> None:
     line = refused(*flags)
     assert named in line
     assert line.endswith("see mmar-jobs generate --help")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--optim.betas", "1.0,0.98"], "--optim.betas.0 1.0: Input should be less than 1"),
+        (["--optim.betas", "0.9,-0.1"], "--optim.betas.1 -0.1"),
+        (["--lora.dropout", "1"], "--lora.dropout '1': Input should be less than 1"),
+        (["--optim.decay", "linear"], "linear"),
+        (["--prompt.version", "v10"], "v10"),
+    ],
+)
+@pytest.mark.parametrize("kind", [TrainCommand, RunCommand])
+def test_what_training_cannot_use_is_refused_first(
+    kind: type[Command], flags: list[str], named: str
+) -> None:
+    """These would end a run in training, after the hours of its first generation."""
+    with pytest.raises(SettingsError) as caught:
+        parse(kind, [*NEEDED, *flags], prog="p")
+    assert named in str(caught.value)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+@pytest.mark.parametrize("kind", [TrainCommand, RunCommand])
+def test_optimizer_that_is_not_installed_is_refused_first(kind: type[Command]) -> None:
+    """Asked before anything is generated."""
+    with pytest.raises(SettingsError, match="needs bitsandbytes, which is not installed"):
+        parse(kind, [*NEEDED, "--optim.optimizer", "adamw8bit"], prog="p")
+
+
+def test_prompt_versions_are_those_that_exist() -> None:
+    """An unknown one is refused with the list of choices, and none is left out of it."""
+    line = refused("--prompt.version", "v10")
+    assert all(f"'{version}'" in line for version in SYSTEM_BY_VERSION)
+    choices = get_args(PromptRecipe.model_fields["version"].annotation)
+    assert tuple(SYSTEM_BY_VERSION) == choices
+
+
+def test_training_recipes_have_the_defaults_of_settings() -> None:
+    """A default that stands twice says the same in both places."""
+    lora, optim = LoraSettings(), OptimSettings()
+    values = optim.model_dump(exclude={"learning_rates"})
+    every = TrainCommand.model_fields["checkpoint_every_steps"].default
+    given = TrainRecipe(learning_rate=1e-5, checkpoint_every_steps=every, **values)
+    assert given == TrainRecipe(learning_rate=1e-5)
+    assert LoraRecipe(**lora.model_dump()) == LoraRecipe()
+    left = {field.name for field in dataclasses.fields(TrainRecipe)} - values.keys()
+    assert {"learning_rate", "checkpoint_every_steps"} == left
 
 
 def test_missing_settings_are_all_named() -> None:

@@ -1,6 +1,6 @@
 """The two recipes of training: what the adapter is, and how it is fitted.
 
-Not here: settings with their environment variables and units on the command line (settings.py).
+Defaults are those of settings.py. Not here: environment variables and flags (settings.py).
 """
 
 import dataclasses
@@ -59,15 +59,15 @@ class TrainRecipe:
     num_epochs: int = 1
     examples_per_step: int = 8
     token_budget: int = 8192
-    warmup_fraction: float = 0.03
+    warmup_fraction: float = 0.05
     decay: Decay = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.98)
     seed: int = 0
     weighting: Weighting = "example"
     optimizer: Optimizer = "adamw"
-    checkpoint_every_steps: int = 50
+    checkpoint_every_steps: int = 20
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "examples_per_step", "token_budget", "checkpoint_every_steps"):
@@ -80,6 +80,8 @@ class TrainRecipe:
         _check(
             condition=0 <= warmup <= 1, setting="warmup_fraction", value=warmup, need="in [0, 1]"
         )
+        betas_fit = all(0 <= beta < 1 for beta in self.betas)
+        _check(condition=betas_fit, setting="betas", value=self.betas, need="in [0, 1)")
 
 
 def fingerprint(lora: LoraRecipe, train: TrainRecipe, data_digest: str) -> str:
