@@ -69,15 +69,16 @@ def made(store: Path) -> dict[str, bytes]:
 
 
 def kill_somewhere(process: subprocess.Popen[bytes], store: Path, chance: random.Random) -> bool:
-    """Kill -9 after up to two more durable files and a random moment; False if it ended first."""
-    target = num_files(store) + chance.randrange(3)
+    """Kill -9 after at most one more durable file and a random moment; False if it ended first."""
+    target = num_files(store) + chance.randrange(2)
     while num_files(store) < target and process.poll() is None:
         time.sleep(0.01)
     try:
-        process.wait(timeout=chance.uniform(0, 3))
+        process.wait(timeout=chance.uniform(0, 2.5))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
 
 
 def num_files(store: Path) -> int:
