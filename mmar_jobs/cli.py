@@ -4,7 +4,6 @@ Not here: what commands do, and their settings.
 """
 
 import difflib
-import errno
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from mmar_jobs.errors import (
     SettingsError,
     TryAgain,
 )
+from mmar_jobs.failures import explain
 from mmar_jobs.layout import report_key, run_key
 from mmar_jobs.progress import Advance, Tracker, bars, no_bar
 from mmar_jobs.settings import Command
@@ -41,24 +41,20 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     try:
         return int(_handler(name)(arguments))
     except MmarError as error:
-        _say(f"mmar-jobs {name}: {error}")
-        return int(error.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _say(
-            f"mmar-jobs {name}: disk full ({error.filename}): free space, then run the same command"
-        )
-        return int(ExitCode.TRY_AGAIN)
+        return _fail(name, error)
     except KeyboardInterrupt:
         _say(f"mmar-jobs {name}: interrupted: run the same command again, finished work is kept")
         return int(ExitCode.TRY_AGAIN)
-    except MemoryError:
-        _say(
-            f"mmar-jobs {name}: out of memory: lower --engine.rows-per-batch or "
-            "--optim.token-budget"
-        )
-        return int(ExitCode.TRY_AGAIN)
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            raise
+        return _fail(name, known)
+
+
+def _fail(name: str, error: MmarError) -> int:
+    _say(f"mmar-jobs {name}: {error}")
+    return int(error.exit_code)
 
 
 def _say(text: str) -> None:

@@ -155,6 +155,15 @@ def test_bad_store_is_a_settings_error(fails: Fails, store: str, named: str) -> 
     assert named in fails(ExitCode.SETTINGS, "submit", "--store", store, "--run-id", "r")
 
 
+@pytest.mark.parametrize("kind", ["world", "model"])
+@pytest.mark.parametrize("folder", ["/proc/nowhere", str(Path(__file__))])
+def test_tiny_needs_a_folder_that_can_be_written(fails: Fails, kind: str, folder: str) -> None:
+    """Said at once, in a line with the folder."""
+    line = fails(ExitCode.SETTINGS, "tiny", kind, folder)
+    assert f"cannot write {folder}: " in line
+    assert "choose another place" in line
+
+
 def test_two_runs_with_one_run_id_try_again(fails: Fails, tmp_path: Path) -> None:
     """The second is told who holds the run; exit 75 makes a scheduler wait."""
     flags = ["--store", str(tmp_path), "--run-id", "r"]
@@ -212,6 +221,29 @@ def test_defect_shows_its_traceback(tmp_path: Path) -> None:
     done = python("-c", code)
     assert 1 == done.returncode
     assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("failing", "code", "words"),
+    [
+        ("bytearray(1 << 62)", ExitCode.SETTINGS, "out of memory: lower --engine.rows-per-batch"),
+        ("open('/none/x')", ExitCode.SETTINGS, "/none/x: no such file or directory: correct"),
+        ("open('/dev/full', 'w', 1).write('x\\n')", ExitCode.TRY_AGAIN, "disk full"),
+    ],
+)
+def test_known_failure_is_one_line(failing: str, code: ExitCode, words: str) -> None:
+    """Whatever part of a command meets it."""
+    done = python(
+        "-c",
+        "import sys; from mmar_jobs import cli\n"
+        f"cli._handler = lambda name: (lambda arguments: {failing})\n"
+        "sys.exit(cli.run_command('submit', []))",
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+    assert code == done.returncode, done.stderr
+    assert done.stderr.startswith("mmar-jobs submit: ")
+    assert words in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr
 
 
 def test_sigterm_ends_with_75_and_the_next_start_goes_on(tmp_path: Path, world: TinyWorld) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmar_jobs.errors import ExitCode, SettingsError
+from mmar_jobs.store.disk import explained
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +33,8 @@ def tiny(arguments: Sequence[str]) -> int:
     model.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     model.add_argument("--num-steps", type=int, default=1000, help="(default: %(default)s)")
     chosen = parser.parse_args(arguments)
-    return _world(chosen) if chosen.kind == "world" else _model(chosen)
+    with explained("write", str(chosen.folder)):
+        return _world(chosen) if chosen.kind == "world" else _model(chosen)
 
 
 def _world(chosen: argparse.Namespace) -> int:
@@ -53,6 +55,7 @@ def _world(chosen: argparse.Namespace) -> int:
 def _model(chosen: argparse.Namespace) -> int:
     from mmar_jobs.tiny.warmstart import train_warmstart  # noqa: PLC0415 - torch
 
+    chosen.folder.mkdir(parents=True, exist_ok=True)  # refused now, not after minutes of training
     card = train_warmstart(chosen.folder, seed=chosen.seed, num_steps=chosen.num_steps)
     sys.stdout.write(f"{json.dumps(card)}\n")
     return ExitCode.DONE
