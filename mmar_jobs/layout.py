@@ -1,7 +1,27 @@
-"""Where a run's artifacts lie in a store; pure names.
+"""Where a run's artifacts lie in a store, and the files in them that two modules know; pure names.
 
 Not here: reading or writing them (artifact.py).
 """
+
+from typing import Final
+
+# Splits of the questions.
+TRAIN: Final = "train"
+HELDOUT: Final = "heldout"
+BENCHMARK: Final = "benchmark"
+
+REJECTS: Final = "rejects.jsonl.gz"  # in questions
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"  # in adapter, as the three below
+ADAPTER_CONFIG: Final = "adapter_config.json"
+CANARY: Final = "canary.json"
+STEPS: Final = "steps.json"
+VERDICT: Final = "verdict.json"  # in verdict
+PREDICTIONS: Final = "predictions.jsonl.gz"  # in predictions
+
+
+def split_shard(split: str) -> str:
+    """The file in questions that holds one split."""
+    return f"{split}.jsonl.gz"
 
 
 def run_key(run_id: str) -> str:

@@ -9,12 +9,11 @@ from typing import Any
 from mmar_jobs.artifact import Artifact, find_artifact, require_artifact
 from mmar_jobs.errors import GateError, SettingsError
 from mmar_jobs.identity import ModelIdentity
-from mmar_jobs.layout import adapter_key, run_key, verdict_key
+from mmar_jobs.layout import ADAPTER_WEIGHTS, VERDICT, adapter_key, run_key, verdict_key
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.store import Store
+from mmar_jobs.verdict import Verdict
 
-VERDICT = "verdict.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE = 0
 
 
@@ -76,6 +75,11 @@ def all_verdicts(store: Store, run_id: str) -> list[Artifact]:
     while (artifact := find_artifact(store, verdict_key(run_id, len(found) + 1))) is not None:
         found.append(artifact)
     return found
+
+
+def read_verdict(artifact: Artifact) -> Verdict:
+    """The verdict inside a verdict artifact."""
+    return Verdict.model_validate(artifact.read_json(VERDICT)["verdict"])
 
 
 def check_base(artifact: Artifact, base_digest: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from mmar_jobs.artifact import Artifact
 from mmar_jobs.errors import NothingToLearn, PromotionRefused
-from mmar_jobs.lineage import BASE, best_model
+from mmar_jobs.lineage import BASE, best_model, read_verdict
 from mmar_jobs.settings import (
     Command,
     EvaluateCommand,
@@ -43,7 +43,7 @@ def run(command: RunCommand, edges: Edges) -> Artifact:
             break
         train.run(_stage(TrainCommand, command, iteration=iteration), edges)
         settings = _stage(EvaluateCommand, command, iteration=iteration, fail_on_refusal=False)
-        verdict = evaluate.read_verdict(evaluate.run(settings, edges))
+        verdict = read_verdict(evaluate.run(settings, edges))
         if verdict.decision is Decision.STOP:
             break
     if command.fail_on_refusal and best_model(edges.store, command.run_id)[0].iteration == BASE:

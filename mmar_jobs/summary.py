@@ -11,10 +11,9 @@ from rich.text import Text
 
 from mmar_jobs.artifact import Artifact, require_artifact
 from mmar_jobs.layout import adapter_key, candidates_key, examples_key
-from mmar_jobs.lineage import all_verdicts
+from mmar_jobs.lineage import all_verdicts, read_verdict
 from mmar_jobs.report.findings import Tone, compare, headline
 from mmar_jobs.report.run_view import read_run
-from mmar_jobs.stages.evaluate import read_verdict
 from mmar_jobs.store import Store
 
 # Short enough that a terminal of 80 columns shows every number whole.

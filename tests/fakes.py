@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile  # noqa: TID251 - writes the files that audio.py reads
+import soundfile
 import structlog
 from numpy.typing import NDArray
 from structlog.testing import CapturingLogger
@@ -22,7 +22,7 @@ from mmar_jobs.base_model import model_digest
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.grade import parse
 from mmar_jobs.identity import Canary, ModelIdentity
-from mmar_jobs.lineage import ADAPTER_WEIGHTS
+from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.progress import Advance, no_bar
 from mmar_jobs.prompt import render
 from mmar_jobs.records import Candidate, Finish, Question

@@ -10,8 +10,8 @@ from pathlib import Path
 from mmar_jobs.audio import num_audio_tokens
 from mmar_jobs.manifest import sha256
 from mmar_jobs.prompt import render
+from mmar_jobs.questions import Reject
 from mmar_jobs.records import Candidate, Finish, Question
-from mmar_jobs.stages.ingest import Reject
 from mmar_jobs.tiny.dice import Dice
 from mmar_jobs.tiny.questions import draw_clip_with_questions
 from mmar_jobs.tiny.world import Clip, wav_bytes

@@ -14,21 +14,23 @@ from report_questions import Plan, answer, make_questions
 from mmar_jobs.artifact import Artifact, Draft, begin
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import (
+    ADAPTER_WEIGHTS,
+    PREDICTIONS,
+    VERDICT,
     adapter_key,
     answers_key,
     candidates_key,
     examples_key,
     predictions_key,
     questions_key,
+    split_shard,
     submission_key,
     verdict_key,
 )
-from mmar_jobs.lineage import ADAPTER_WEIGHTS, VERDICT
 from mmar_jobs.manifest import canonical_json, sha256
+from mmar_jobs.questions import Reject
 from mmar_jobs.records import Candidate, Example, Prediction, Question, Zone
 from mmar_jobs.stages.answering import grades_of
-from mmar_jobs.stages.infer import PREDICTIONS
-from mmar_jobs.stages.ingest import Reject, shard_name
 from mmar_jobs.store import Store
 from mmar_jobs.submission import pack
 from mmar_jobs.tiny.dice import Dice
@@ -69,10 +71,10 @@ def _write_questions(
         store, questions_key(RUN_ID), "ingest", {"data": {"seed": 0}}, {"train": "0" * 64}
     )
     for split, questions in splits.items():
-        draft.write_records(shard_name(split), questions)
+        draft.write_records(split_shard(split), questions)
     draft.write_records("rejects.jsonl.gz", rejects)
     return draft.finish(
-        [*map(shard_name, splits), "rejects.jsonl.gz"],
+        [*map(split_shard, splits), "rejects.jsonl.gz"],
         counts={f"num_{split}": len(rows) for split, rows in splits.items()}
         | {"num_rejects": len(rejects)},
         metrics={},

@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 from mmar_jobs.artifact import Draft, begin, find_artifact
-from mmar_jobs.layout import candidates_key, examples_key, questions_key
+from mmar_jobs.layout import (
+    BENCHMARK,
+    HELDOUT,
+    TRAIN,
+    candidates_key,
+    examples_key,
+    questions_key,
+    split_shard,
+)
 from mmar_jobs.records import Question
 from mmar_jobs.stages.answering import OPENS_THINKING
-from mmar_jobs.stages.ingest import BENCHMARK, HELDOUT, TRAIN, shard_name
 from mmar_jobs.store import Store, open_store
 from tests.fakes import make_candidate, make_question, think
 
@@ -53,8 +60,8 @@ def write_questions(store: Store, count: int) -> list[Question]:
     draft = begun(store, questions_key("r"), "ingest")
     splits = {TRAIN: questions, HELDOUT: [], BENCHMARK: [make_question("b", audio_sha256="b" * 64)]}
     for split, rows in splits.items():
-        draft.write_records(shard_name(split), rows)
-    finish(draft, [shard_name(split) for split in splits])
+        draft.write_records(split_shard(split), rows)
+    finish(draft, [split_shard(split) for split in splits])
     return questions
 
 

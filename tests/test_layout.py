@@ -9,16 +9,8 @@ import pytest
 from mmar_jobs import layout
 from mmar_jobs.artifact import Artifact, Draft, begin
 from mmar_jobs.errors import DataError, GateError
-from mmar_jobs.lineage import (
-    ADAPTER_WEIGHTS,
-    VERDICT,
-    as_record,
-    best_model,
-    check_base,
-    child_of,
-    last_verdict,
-    parent_of,
-)
+from mmar_jobs.layout import ADAPTER_WEIGHTS, VERDICT
+from mmar_jobs.lineage import as_record, best_model, check_base, child_of, last_verdict, parent_of
 from mmar_jobs.manifest import canonical_json, sha256
 from mmar_jobs.store import Store, open_store
 

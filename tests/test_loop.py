@@ -13,6 +13,8 @@ from mmar_jobs.engine import Request
 from mmar_jobs.errors import DataError, GateError, PromotionRefused, SettingsError, TryAgain
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import (
+    ADAPTER_WEIGHTS,
+    PREDICTIONS,
     adapter_key,
     candidates_key,
     checkpoint_key,
@@ -21,7 +23,7 @@ from mmar_jobs.layout import (
     predictions_key,
     verdict_key,
 )
-from mmar_jobs.lineage import ADAPTER_WEIGHTS, best_model, shard_sha256
+from mmar_jobs.lineage import best_model, read_verdict, shard_sha256
 from mmar_jobs.records import Candidate, Example, Prediction
 from mmar_jobs.settings import (
     EvaluateCommand,
@@ -34,8 +36,6 @@ from mmar_jobs.settings import (
     SamplingRecipe,
 )
 from mmar_jobs.stages import evaluate, generate
-from mmar_jobs.stages.evaluate import read_verdict
-from mmar_jobs.stages.infer import PREDICTIONS
 from mmar_jobs.store import Store, open_store
 from mmar_jobs.submission import read_predictions
 from mmar_jobs.summary import render_summary

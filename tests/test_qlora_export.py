@@ -13,14 +13,8 @@ from torch import Tensor
 
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.errors import DataError
-from mmar_jobs.qlora.export import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    expert_fastest,
-    export_adapter,
-    from_expert_fastest,
-    load_adapter,
-)
+from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from mmar_jobs.qlora.export import expert_fastest, export_adapter, from_expert_fastest, load_adapter
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.merge import merge_adapter, merge_to_folder
 from mmar_jobs.qlora.recipes import LoraRecipe
@@ -65,7 +59,7 @@ def test_peft_wraps_no_tower(tmp_path: Path) -> None:
     wrapped = {name for name, _ in peft_model.named_modules() if name.endswith("lora_A.default")}
     expected = {
         name.replace(".lora_A.weight", ".lora_A.default")
-        for name in load_file(tmp_path / WEIGHTS_FILE)
+        for name in load_file(tmp_path / ADAPTER_WEIGHTS)
         if ".lora_A." in name
     }
     assert expected == wrapped
@@ -99,13 +93,13 @@ def test_export_is_byte_stable(tmp_path: Path) -> None:
         digests.append(
             [
                 hashlib.sha256((tmp_path / folder / file).read_bytes()).hexdigest()
-                for file in (CONFIG_FILE, WEIGHTS_FILE)
+                for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
             ]
         )
     assert digests[0] == digests[1]
     export_adapter(cases.adapted(seed=5), tmp_path / "c", "tiny")
-    assert (tmp_path / "a" / WEIGHTS_FILE).read_bytes() != (
-        tmp_path / "c" / WEIGHTS_FILE
+    assert (tmp_path / "a" / ADAPTER_WEIGHTS).read_bytes() != (
+        tmp_path / "c" / ADAPTER_WEIGHTS
     ).read_bytes()
 
 
@@ -131,8 +125,8 @@ def test_missing_and_broken_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no readable adapter"):
         load_adapter(cases.adapted(), tmp_path / "none")
     export_adapter(cases.adapted(), tmp_path, "tiny")
-    data = (tmp_path / WEIGHTS_FILE).read_bytes()
-    (tmp_path / WEIGHTS_FILE).write_bytes(data[: len(data) // 2])
+    data = (tmp_path / ADAPTER_WEIGHTS).read_bytes()
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match="no readable adapter"):
         merge_adapter(cases.thinker(), tmp_path)
 
@@ -176,7 +170,7 @@ def test_merge_onto_another_model_is_refused(tmp_path: Path) -> None:
 def test_config_says_what_peft_needs(tmp_path: Path) -> None:
     """Rank and alpha of gate_up are doubled, dropout is off, targets are full paths."""
     export_adapter(cases.adapted(), tmp_path, "tiny")
-    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    config = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
     assert list(config["rank_pattern"].values()) == [6]
     assert list(config["alpha_pattern"].values()) == [12.0]
     assert config["lora_dropout"] == 0.0

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from mmar_jobs.errors import DataError, GateError, SettingsError, TryAgain
+from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.qlora.audit import audio_tower_digest, audit, check_audit
-from mmar_jobs.qlora.export import WEIGHTS_FILE, export_adapter
+from mmar_jobs.qlora.export import export_adapter
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe, fingerprint
@@ -89,7 +90,7 @@ def run(
 def adapter_bytes(lora: LoraModel, folder: Path) -> bytes:
     """The exported weights."""
     export_adapter(lora, folder, "tiny")
-    return (folder / WEIGHTS_FILE).read_bytes()
+    return (folder / ADAPTER_WEIGHTS).read_bytes()
 
 
 def test_training_learns_and_counts() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile  # noqa: TID251 - converts what audio.py is to read
+import soundfile
 
 from mmar_jobs.artifact import Artifact, find_artifact
 from mmar_jobs.audio import SAMPLE_RATE_HZ, Clip, canary_clip, decode, num_audio_tokens
@@ -20,11 +20,11 @@ from mmar_jobs.cli import run_command
 from mmar_jobs.encode import encode_prompt, load_processor
 from mmar_jobs.engine import Sampling
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
-from mmar_jobs.layout import predictions_key, questions_key
+from mmar_jobs.layout import BENCHMARK, predictions_key, questions_key
 from mmar_jobs.prompt import render
+from mmar_jobs.questions import read_split
 from mmar_jobs.records import Candidate
 from mmar_jobs.settings import EngineSettings
-from mmar_jobs.stages.ingest import BENCHMARK, read_split
 from mmar_jobs.store import open_store
 from tests.fakes import make_question, make_request, sound_bytes
 

@@ -14,15 +14,15 @@ from report_questions import Plan
 from report_run import RUN_ID, build_run
 
 from mmar_jobs.errors import DataError, GateError
-from mmar_jobs.layout import report_key
+from mmar_jobs.layout import HELDOUT, report_key
 from mmar_jobs.manifest import sha256
+from mmar_jobs.questions import Reject
 from mmar_jobs.records import Grade, Question
 from mmar_jobs.report import write_report
 from mmar_jobs.report.cases import MAX_CASES, pick, show_cases
 from mmar_jobs.report.findings import Comparison, Headline, compare, headline
 from mmar_jobs.report.plots import accuracy, duration
 from mmar_jobs.report.run_view import Run, read_run
-from mmar_jobs.stages.ingest import HELDOUT, Reject
 from mmar_jobs.store import Store, open_store
 
 EVIL = '</script><script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'

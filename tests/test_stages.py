@@ -17,9 +17,9 @@ from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.manifest import sha256
 from mmar_jobs.records import Candidate, Finish, Question
 from mmar_jobs.settings import SamplingRecipe
-from mmar_jobs.stages.answering import Asker, Asking, check_identity
+from mmar_jobs.stages.answering import Asker, Asking, check_identity, summarise
 from mmar_jobs.stages.filter import Sieve
-from mmar_jobs.stages.generate import _blocks, pick_questions, summarise
+from mmar_jobs.stages.generate import _blocks, pick_questions
 from mmar_jobs.stages.infer import predict, vote
 from mmar_jobs.store import open_store
 from mmar_jobs.zone import SelectionRule

@@ -10,19 +10,11 @@ import pytest
 
 from mmar_jobs.artifact import Artifact, find_artifact
 from mmar_jobs.errors import DataError, GateError, SettingsError
-from mmar_jobs.layout import questions_key
+from mmar_jobs.layout import BENCHMARK, HELDOUT, REJECTS, TRAIN, questions_key
+from mmar_jobs.questions import Reject, audio_root, read_split
 from mmar_jobs.settings import DataRecipe, IngestCommand
 from mmar_jobs.split import source_keys
-from mmar_jobs.stages.ingest import (
-    BENCHMARK,
-    HELDOUT,
-    REJECTS,
-    TRAIN,
-    Reject,
-    audio_root,
-    read_split,
-    run,
-)
+from mmar_jobs.stages.ingest import run
 from mmar_jobs.store import open_store
 from mmar_jobs.tiny.build import TinyWorld
 from tests.fakes import FakeOpener, Track, edges_of, sound_bytes, tone

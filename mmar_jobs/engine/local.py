@@ -21,9 +21,9 @@ from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor, rende
 from mmar_jobs.engine import Completion, Request, Sampling, attention
 from mmar_jobs.engine.sampling import TokenChooser, draw_seed
 from mmar_jobs.identity import Canary, ModelIdentity
+from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.prompt import THINK_OPEN, Prompt
 from mmar_jobs.qlora.audio_embeds import MelFeatures, embed_clips
-from mmar_jobs.qlora.export import WEIGHTS_FILE
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.merge import merge_adapter
 from mmar_jobs.records import Finish
@@ -233,7 +233,7 @@ def open_local_engine(base: Path, adapter: Path | None, settings: EngineSettings
     adapter_digest = None
     if adapter is not None:
         merge_adapter(model, adapter)
-        adapter_digest = file_sha256(adapter / WEIGHTS_FILE)
+        adapter_digest = file_sha256(adapter / ADAPTER_WEIGHTS)
     identity = ModelIdentity(base_digest=model_digest(base), adapter_digest=adapter_digest)
     return LocalEngine(
         model, load_processor(base), identity, rows_per_batch=settings.rows_per_batch

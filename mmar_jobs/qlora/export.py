@@ -21,11 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmar_jobs.errors import DataError
+from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mmar_jobs.qlora.experts import ExpertLora
 from mmar_jobs.qlora.lora import LoraLinear, LoraModel
 
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-CONFIG_FILE: Final = "adapter_config.json"
 METADATA_KEY: Final = "mmar_jobs"
 _PREFIX: Final = "base_model.model."
 _GATE_UP: Final = "mlp.experts.gate_up_proj"
@@ -112,19 +111,19 @@ def export_adapter(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(_adapter_config(lora, base_name), indent=2, sort_keys=True)
-    (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
     # One header key: safetensors writes several in an order that changes between runs.
     header = {METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)}
-    partial = folder / f"{WEIGHTS_FILE}.partial"
+    partial = folder / f"{ADAPTER_WEIGHTS}.partial"
     save_file(adapter_state(lora), partial, metadata=header)
-    partial.rename(folder / WEIGHTS_FILE)
+    partial.rename(folder / ADAPTER_WEIGHTS)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors of an adapter folder; DataError when it holds none."""
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} holds no readable adapter: {error}") from error

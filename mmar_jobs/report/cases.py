@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from mmar_jobs.audio import SAMPLE_RATE_HZ, Clip, ClipReader
 from mmar_jobs.errors import MmarError
 from mmar_jobs.grade import grade
+from mmar_jobs.layout import HELDOUT
+from mmar_jobs.questions import audio_root
 from mmar_jobs.records import Candidate, Grade, Question
 from mmar_jobs.report.findings import Comparison
 from mmar_jobs.report.run_view import Run
-from mmar_jobs.stages.ingest import HELDOUT, audio_root
 
 MAX_CASES: Final = 6
 MAX_SOUND_BYTES: Final = 2_000_000  # a third more as base64: two clips of 30 s, or all short ones

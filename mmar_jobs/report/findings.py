@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mmar_jobs.grade import grade
+from mmar_jobs.layout import BENCHMARK, HELDOUT
 from mmar_jobs.lineage import BASE
 from mmar_jobs.records import Grade, Question
 from mmar_jobs.report.run_view import Answers, Iteration, ModelName, Run
 from mmar_jobs.score import Score, score
-from mmar_jobs.stages.ingest import BENCHMARK, HELDOUT
 from mmar_jobs.stats import holm, mcnemar
 from mmar_jobs.verdict import Decision, PromotionRule, Verdict, judge
 from mmar_jobs.zone import DropReason

@@ -12,6 +12,13 @@ from typing import Any, Final
 from mmar_jobs.artifact import MANIFEST, PLAN, Artifact, find_artifact
 from mmar_jobs.errors import DataError
 from mmar_jobs.layout import (
+    BENCHMARK,
+    HELDOUT,
+    PREDICTIONS,
+    REJECTS,
+    STEPS,
+    TRAIN,
+    VERDICT,
     adapter_key,
     answers_key,
     candidates_key,
@@ -23,15 +30,12 @@ from mmar_jobs.layout import (
     submission_key,
     verdict_key,
 )
-from mmar_jobs.lineage import VERDICT, best_iteration
+from mmar_jobs.lineage import best_iteration
+from mmar_jobs.questions import Reject, read_split
 from mmar_jobs.records import Candidate, Finish, Prediction, Question
-from mmar_jobs.stages.infer import PREDICTIONS
-from mmar_jobs.stages.ingest import BENCHMARK, HELDOUT, TRAIN, Reject, read_split
 from mmar_jobs.store import Store
 from mmar_jobs.verdict import Verdict
 
-REJECTS: Final = "rejects.jsonl.gz"
-STEPS: Final = "steps.json"
 _ITERATION: Final = re.compile(r"iter-(\d+)/")
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact
-from mmar_jobs.layout import run_key
-from mmar_jobs.lineage import ADAPTER_WEIGHTS, shard_sha256
+from mmar_jobs.layout import ADAPTER_WEIGHTS, run_key
+from mmar_jobs.lineage import shard_sha256
 from mmar_jobs.report.findings import DROP_TEXT
 from mmar_jobs.report.run_view import Iteration, Run, artifacts_of
 

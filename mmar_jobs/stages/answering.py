@@ -4,11 +4,12 @@ Shared by generate, evaluate and infer, so that a model is asked in one way only
 questions, which model, and what the answers are for.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, Draft
 from mmar_jobs.audio import ClipReader, check_audio_tokens
@@ -17,6 +18,7 @@ from mmar_jobs.engine.probe import check_sampling
 from mmar_jobs.errors import GateError
 from mmar_jobs.grade import grade, parse
 from mmar_jobs.identity import Canary, ModelIdentity, check_canary
+from mmar_jobs.layout import CANARY
 from mmar_jobs.lineage import Model
 from mmar_jobs.manifest import plan_shards
 from mmar_jobs.prompt import Prompt, render
@@ -25,7 +27,6 @@ from mmar_jobs.settings import EngineSettings, SamplingRecipe
 from mmar_jobs.stages import Edges
 from mmar_jobs.zone import rate
 
-CANARY: Final = "canary.json"
 OPENS_THINKING: Final = "prompt_opens_thinking"
 _MAX_ERROR_SHARE: Final = 0.01
 
@@ -226,3 +227,17 @@ def grades_of(questions: Sequence[Question], answers: Artifact) -> dict[str, Gra
             raise GateError(f"{answers.key} holds an unexpected answer to {candidate.question_id}")
         grades[candidate.question_id] = grade(candidate, question)
     return grades
+
+
+def summarise(candidates: Iterable[Candidate]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Counts and metrics of candidates for a manifest: finishes, tokens, their mean logprob."""
+    counts: Counter[str] = Counter()
+    logprob_sum = 0.0
+    for candidate in candidates:
+        counts["num_candidates"] += 1
+        counts["num_tokens"] += candidate.num_tokens
+        counts[f"num_{candidate.finish.value}"] += 1
+        counts["num_parsed"] += candidate.answer is not None
+        logprob_sum += candidate.logprob_sum
+    mean = logprob_sum / counts["num_tokens"] if counts["num_tokens"] else 0.0
+    return dict(counts), {"mean_token_logprob": round(mean, 6)}

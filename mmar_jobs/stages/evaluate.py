@@ -13,9 +13,8 @@ from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.errors import PromotionRefused
-from mmar_jobs.layout import answers_key, questions_key, verdict_key
+from mmar_jobs.layout import HELDOUT, VERDICT, answers_key, questions_key, verdict_key
 from mmar_jobs.lineage import (
-    VERDICT,
     Model,
     all_verdicts,
     as_record,
@@ -23,15 +22,15 @@ from mmar_jobs.lineage import (
     check_prompt,
     child_of,
     parent_of,
+    read_verdict,
 )
 from mmar_jobs.manifest import canonical_json
 from mmar_jobs.prompt import template_hash
+from mmar_jobs.questions import audio_root, read_split
 from mmar_jobs.records import Candidate, Question
 from mmar_jobs.settings import EvaluateCommand, recipe
 from mmar_jobs.stages import Edges, stopwatch
-from mmar_jobs.stages.answering import Asker, grades_of, greedy, open_checked_engine
-from mmar_jobs.stages.generate import summarise
-from mmar_jobs.stages.ingest import HELDOUT, audio_root, read_split
+from mmar_jobs.stages.answering import Asker, grades_of, greedy, open_checked_engine, summarise
 from mmar_jobs.verdict import Decision, PromotionRule, Verdict, judge
 
 STAGE: Final = "evaluate"
@@ -171,11 +170,6 @@ def _rule(command: EvaluateCommand) -> PromotionRule:
 def _previous(edges: Edges, command: EvaluateCommand) -> list[Decision]:
     earlier = all_verdicts(edges.store, command.run_id)[: command.iteration - 1]
     return [read_verdict(artifact).decision for artifact in earlier]
-
-
-def read_verdict(artifact: Artifact) -> Verdict:
-    """The verdict inside a verdict artifact."""
-    return Verdict.model_validate(artifact.read_json(VERDICT)["verdict"])
 
 
 def _refused_or(artifact: Artifact, command: EvaluateCommand) -> Artifact:

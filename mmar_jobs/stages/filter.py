@@ -15,14 +15,21 @@ from mmar_jobs.artifact import Artifact, begin, pack_records, require_artifact
 from mmar_jobs.audio import check_audio_tokens
 from mmar_jobs.errors import GateError, NothingToLearn
 from mmar_jobs.grade import grade, parse
-from mmar_jobs.layout import candidates_key, examples_key, muted_key, questions_key
+from mmar_jobs.layout import (
+    BENCHMARK,
+    TRAIN,
+    candidates_key,
+    examples_key,
+    muted_key,
+    questions_key,
+)
 from mmar_jobs.prompt import render, template_hash
+from mmar_jobs.questions import read_split
 from mmar_jobs.records import Candidate, Example, Finish, Grade, Question, Zone
 from mmar_jobs.settings import FilterCommand, FilterRecipe, recipe
 from mmar_jobs.split import source_keys
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import OPENS_THINKING
-from mmar_jobs.stages.ingest import BENCHMARK, TRAIN, read_split
 from mmar_jobs.zone import DropReason, Selection, SelectionRule, Strategy, examples_of
 
 STAGE: Final = "filter"

@@ -4,7 +4,6 @@ Not here: what an answer is worth (filter.py), but for questions that stop early
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,9 +11,10 @@ from typing import Any, Final
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.layout import candidates_key, muted_key, questions_key
+from mmar_jobs.layout import TRAIN, candidates_key, muted_key, questions_key
 from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
 from mmar_jobs.prompt import template_hash
+from mmar_jobs.questions import audio_root, read_split
 from mmar_jobs.records import Candidate, Question
 from mmar_jobs.settings import GenerateCommand, SamplingRecipe, recipe
 from mmar_jobs.stages import Edges, stopwatch
@@ -25,8 +25,8 @@ from mmar_jobs.stages.answering import (
     drawn,
     greedy,
     open_checked_engine,
+    summarise,
 )
-from mmar_jobs.stages.ingest import TRAIN, audio_root, read_split
 
 STAGE: Final = "generate"
 
@@ -162,17 +162,3 @@ def _blocks(sampling: SamplingRecipe) -> Iterable[tuple[int, ...]]:
     yield tuple(range(quarter))
     yield tuple(range(quarter, 2 * quarter))
     yield tuple(range(2 * quarter, count))
-
-
-def summarise(candidates: Iterable[Candidate]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Counts and metrics of candidates for a manifest: finishes, tokens, their mean logprob."""
-    counts: Counter[str] = Counter()
-    logprob_sum = 0.0
-    for candidate in candidates:
-        counts["num_candidates"] += 1
-        counts["num_tokens"] += candidate.num_tokens
-        counts[f"num_{candidate.finish.value}"] += 1
-        counts["num_parsed"] += candidate.answer is not None
-        logprob_sum += candidate.logprob_sum
-    mean = logprob_sum / counts["num_tokens"] if counts["num_tokens"] else 0.0
-    return dict(counts), {"mean_token_logprob": round(mean, 6)}

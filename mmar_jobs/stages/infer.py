@@ -15,17 +15,16 @@ from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.errors import GateError
-from mmar_jobs.layout import predictions_key, questions_key
+from mmar_jobs.layout import BENCHMARK, PREDICTIONS, predictions_key, questions_key
 from mmar_jobs.lineage import BASE, as_record, best_model, check_base, check_prompt
 from mmar_jobs.prompt import template_hash
+from mmar_jobs.questions import audio_root, read_split
 from mmar_jobs.records import Candidate, Finish, Prediction, Question
 from mmar_jobs.settings import InferCommand, recipe
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import Asker, Asking, drawn, greedy, open_checked_engine
-from mmar_jobs.stages.ingest import BENCHMARK, audio_root, read_split
 
 STAGE: Final = "infer"
-PREDICTIONS: Final = "predictions.jsonl.gz"
 _MAX_UNANSWERED_SHARE: Final = 0.5
 
 

@@ -8,18 +8,19 @@ audio.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from mmar_jobs.artifact import Artifact, begin
 from mmar_jobs.audio import SAMPLE_RATE_HZ, ClipReader, decode
 from mmar_jobs.datasets.mmar import BadRow, parse_numbered
 from mmar_jobs.errors import DataError, GateError, SettingsError
-from mmar_jobs.layout import questions_key
+from mmar_jobs.layout import BENCHMARK, HELDOUT, REJECTS, TRAIN, questions_key, split_shard
 from mmar_jobs.manifest import sha256
-from mmar_jobs.records import Question, Record
+from mmar_jobs.questions import Reject
+from mmar_jobs.records import Question
 from mmar_jobs.settings import DataRecipe, IngestCommand, recipe
 from mmar_jobs.split import find_shared, split_by_source
 from mmar_jobs.stages import Edges, stopwatch
@@ -27,24 +28,10 @@ from mmar_jobs.store import join_uri, read_uri, split_uri
 from mmar_jobs.store.uri import parse_uri
 
 STAGE: Final = "ingest"
-TRAIN: Final = "train"
-HELDOUT: Final = "heldout"
-BENCHMARK: Final = "benchmark"
-REJECTS: Final = "rejects.jsonl.gz"
 _NUM_SHOWN: Final = 3
 _NUM_LISTED: Final = 100
 # What the tokenizer would read as control tokens: such a text would end or fake a turn of the chat.
 _CONTROL: Final = re.compile(r"<\|\w+\|>|</?think>")
-
-
-class Reject(Record):
-    """A row that was left out, and why."""
-
-    source: str
-    line_number: int
-    id: str | None
-    reason: str
-    is_contaminated: bool = False
 
 
 @dataclass
@@ -63,11 +50,6 @@ class _Source:
         self.rejects.append(
             Reject(source=self.name, line_number=line_number, id=question_id, reason=reason)
         )
-
-
-def shard_name(split: str) -> str:
-    """Name of the shard that holds one split."""
-    return f"{split}.jsonl.gz"
 
 
 def run(command: IngestCommand, edges: Edges) -> Artifact:
@@ -93,10 +75,10 @@ def run(command: IngestCommand, edges: Edges) -> Artifact:
         splits = _split({source.name: source for source in sources}, command.data)
         rejects = [reject for source in sources for reject in source.rejects]
         for split, questions in splits.items():
-            draft.write_records(shard_name(split), questions)
+            draft.write_records(split_shard(split), questions)
         draft.write_records(REJECTS, rejects)
     return draft.finish(
-        [*map(shard_name, splits), REJECTS],
+        [*map(split_shard, splits), REJECTS],
         counts={f"num_{split}": len(rows) for split, rows in splits.items()}
         | {"num_rejects": len(rejects)},
         metrics={"rejects": [reject.model_dump() for reject in rejects[:_NUM_LISTED]]},
@@ -252,21 +234,3 @@ def _guard(
         for key, why in shared.items()
     ]
     return [question for question in source.questions if question.id not in shared]
-
-
-def audio_root(questions: Artifact, split: str, override: str) -> str:
-    """Where the clips of a split lie: `override`, else where ingest saw them."""
-    roots: dict[str, Any] = questions.manifest.placement["audio_roots"]
-    return override or str(roots[split])
-
-
-def read_split(questions: Artifact, split: str) -> list[Question]:
-    """All questions of a split."""
-    return list(_checked(questions.read_records(shard_name(split), Question)))
-
-
-def _checked(questions: Iterable[Question]) -> Iterable[Question]:
-    for question in questions:
-        if not question.audio_sha256 or question.audio_s <= 0:
-            raise GateError(f"question {question.id} was never decoded by ingest: ingest it again")
-        yield question

@@ -7,13 +7,12 @@ from typing import Final
 
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.errors import GateError
-from mmar_jobs.layout import predictions_key, questions_key, submission_key
+from mmar_jobs.layout import BENCHMARK, PREDICTIONS, predictions_key, questions_key, submission_key
 from mmar_jobs.lineage import best_iteration
+from mmar_jobs.questions import read_split
 from mmar_jobs.records import Prediction
 from mmar_jobs.settings import SubmitCommand
 from mmar_jobs.stages import Edges
-from mmar_jobs.stages.infer import PREDICTIONS
-from mmar_jobs.stages.ingest import BENCHMARK, read_split
 from mmar_jobs.submission import num_over_long, pack, problems
 
 STAGE: Final = "submit"

@@ -22,33 +22,37 @@ from mmar_jobs.encode import encode_prompt, load_processor
 from mmar_jobs.errors import GateError
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CANARY,
+    STEPS,
+    TRAIN,
     adapter_key,
     candidates_key,
     checkpoint_key,
     examples_key,
     questions_key,
 )
-from mmar_jobs.lineage import ADAPTER_WEIGHTS, Model, check_base, check_prompt, parent_of
+from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
 from mmar_jobs.manifest import canonical_json
 from mmar_jobs.prompt import render, template_hash
 from mmar_jobs.qlora.audio_embeds import AudioEmbeds, MelFeatures
 from mmar_jobs.qlora.encode import encode_example
-from mmar_jobs.qlora.export import CONFIG_FILE, export_adapter, load_adapter
+from mmar_jobs.qlora.export import export_adapter, load_adapter
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.packing import TrainRow
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
 from mmar_jobs.qlora.step import StepResult
 from mmar_jobs.qlora.trainer import TrainResult, train
+from mmar_jobs.questions import audio_root, read_split
 from mmar_jobs.records import Example, Question
 from mmar_jobs.settings import OptimSettings, TrainCommand, recipe
 from mmar_jobs.stages import Edges, stopwatch
-from mmar_jobs.stages.answering import CANARY, check_identity
-from mmar_jobs.stages.ingest import TRAIN, audio_root, read_split
+from mmar_jobs.stages.answering import check_identity
 from mmar_jobs.store import Store
 
 STAGE: Final = "train"
-STEPS: Final = "steps.json"
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def run(command: TrainCommand, edges: Edges) -> Artifact:
         material = _Material(questions, told, parent, canary)
         result = _fit(command, edges, material, checkpoints, draft)
     finished = draft.finish(
-        [ADAPTER_WEIGHTS, CONFIG_FILE, CANARY, STEPS],
+        [ADAPTER_WEIGHTS, ADAPTER_CONFIG, CANARY, STEPS],
         counts=_counts(result),
         metrics=_metrics(result),
         placement={"model": command.model},
@@ -150,7 +154,7 @@ def _fit(
         del model, lora, audio
         canary = _ask_canary(command, edges, child, material)
         draft.upload(child / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS)
-        draft.upload(child / CONFIG_FILE, CONFIG_FILE)
+        draft.upload(child / ADAPTER_CONFIG, ADAPTER_CONFIG)
     draft.write_bytes(CANARY, canary.model_dump_json().encode())
     steps = {"losses": result.losses, "grad_norms": result.grad_norms}
     draft.write_bytes(STEPS, canonical_json(json.loads(json.dumps(steps))))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3  # noqa: TID251 - to make buckets, and to tamper with what a store wrote
+import boto3
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
