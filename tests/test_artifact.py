@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def s3_store(tmp_path: Path) -> Iterator[Store]:
     """An empty store on moto's S3 server."""
-    import boto3  # noqa: TID251 - makes the bucket
+    import boto3
 
     from tests.store.conftest import BUCKET, ENVIRONMENT, moto_server
 
