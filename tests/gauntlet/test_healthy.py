@@ -8,7 +8,7 @@ from tests.gauntlet.planted import STAGES, Run
 def test_healthy_run_reaches_its_submission(run_after: HealthyRun) -> None:
     """All stages pass, the child is promoted, and what is finished is skipped on a second call."""
     run = run_after("submit")
-    assert run.path("submission", "submission.zip").is_file()
+    assert run.path("submission", "iter-1", "submission.zip").is_file()
     assert "promote" == run.artifact("iter-1/verdict").manifest.metrics["decision"]
     opener = run.opener()
     for stage in STAGES:
