@@ -29,6 +29,7 @@ from mmar_jobs.errors import (
 from mmar_jobs.failures import explain
 from mmar_jobs.layout import report_key, run_key
 from mmar_jobs.progress import Advance, Tracker, bars, no_bar
+from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.settings import Command
 from mmar_jobs.stages import Edges
 from mmar_jobs.store import open_store
@@ -149,7 +150,7 @@ def _copy(data: bytes, path: Path) -> None:
     sys.stdout.write(f"{path}\n")
 
 
-def _open_engine(base: Path, adapter: Path | None, chosen: settings.EngineSettings) -> Any:
+def _open_engine(base: Path, adapter: Path | None, chosen: EngineSettings) -> Any:
     from mmar_jobs.engine.local import open_local_engine  # noqa: PLC0415 - torch
 
     return open_local_engine(base, adapter, chosen)

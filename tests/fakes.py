@@ -25,8 +25,8 @@ from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.progress import Advance, no_bar
 from mmar_jobs.prompt import render
+from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.records import Candidate, Finish, Question
-from mmar_jobs.settings import EngineSettings
 from mmar_jobs.stages import Edges, OpenEngine
 from mmar_jobs.store import Store, open_store
 

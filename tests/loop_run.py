@@ -12,14 +12,14 @@ from typing import Any
 
 from mmar_jobs.engine import Request
 from mmar_jobs.identity import ModelIdentity
-from mmar_jobs.settings import (
+from mmar_jobs.recipes import (
     EngineSettings,
     FilterRecipe,
     LoraSettings,
     OptimSettings,
-    RunCommand,
     SamplingRecipe,
 )
+from mmar_jobs.settings import RunCommand
 from mmar_jobs.stages import Edges
 from mmar_jobs.tiny.build import TinyWorld
 from tests.fakes import FakeOpener, edges_of, think

@@ -24,8 +24,8 @@ from mmar_jobs.qlora.export import export_adapter
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import attach_lora
 from mmar_jobs.qlora.recipes import LoraRecipe
+from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.records import Finish
-from mmar_jobs.settings import EngineSettings
 from mmar_jobs.weights import WEIGHTS_FILE
 from tests.fakes import make_question, make_request, sound_bytes, tone
 

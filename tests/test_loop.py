@@ -24,17 +24,9 @@ from mmar_jobs.layout import (
     verdict_key,
 )
 from mmar_jobs.lineage import best_model, read_verdict, shard_sha256
+from mmar_jobs.recipes import FilterRecipe, GateRecipe, OptimSettings, PromptRecipe, SamplingRecipe
 from mmar_jobs.records import Candidate, Example, Prediction
-from mmar_jobs.settings import (
-    EvaluateCommand,
-    FilterRecipe,
-    GateRecipe,
-    GenerateCommand,
-    OptimSettings,
-    PromptRecipe,
-    RunCommand,
-    SamplingRecipe,
-)
+from mmar_jobs.settings import EvaluateCommand, GenerateCommand, RunCommand
 from mmar_jobs.stages import evaluate, generate
 from mmar_jobs.store import Store, open_store
 from mmar_jobs.submission import read_predictions

@@ -23,8 +23,8 @@ from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.layout import BENCHMARK, predictions_key, questions_key
 from mmar_jobs.prompt import render
 from mmar_jobs.questions import read_split
+from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.records import Candidate
-from mmar_jobs.settings import EngineSettings
 from mmar_jobs.store import open_store
 from tests.fakes import make_question, make_request, sound_bytes
 
@@ -216,7 +216,7 @@ def test_infer_hears_real_sound(sounds: list[Sound], originals: list[Path], tmp_
     questions = ["--questions", str(write_questions(tmp_path, others, "train"))]
     questions += ["--benchmark", str(write_questions(tmp_path, sounds, "benchmark"))]
     split = ["--data.heldout-fraction", "0.5", "--strict"]
-    assert 0 == run_command("ingest", [*place, *model, *questions, *split])
+    assert 0 == run_command("ingest", [*place, *questions, *split])
     settings = ["--sampling.max-tokens", "96", "--engine.threads", "1"]
     assert 0 == run_command("infer", [*place, *model, *settings])
     assert 0 == run_command("submit", place)

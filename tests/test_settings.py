@@ -17,20 +17,22 @@ from mmar_jobs.errors import SettingsError
 from mmar_jobs.manifest import canonical_json
 from mmar_jobs.prompt import SYSTEM_BY_VERSION
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
-from mmar_jobs.settings import (
-    Command,
+from mmar_jobs.recipes import (
     EngineSettings,
-    FilterCommand,
-    GenerateCommand,
     Group,
-    IngestCommand,
     LoraSettings,
     OptimSettings,
     PromptRecipe,
+    recipe,
+)
+from mmar_jobs.settings import (
+    Command,
+    FilterCommand,
+    GenerateCommand,
+    IngestCommand,
     RunCommand,
     TrainCommand,
     parse,
-    recipe,
 )
 
 NEEDED = ["--store", "s", "--run-id", "r", "--model", "m"]

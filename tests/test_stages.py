@@ -15,8 +15,8 @@ from mmar_jobs.engine import Sampling
 from mmar_jobs.errors import GateError
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.manifest import sha256
+from mmar_jobs.recipes import SamplingRecipe
 from mmar_jobs.records import Candidate, Finish, Question
-from mmar_jobs.settings import SamplingRecipe
 from mmar_jobs.stages.answering import Asker, Asking, check_identity, summarise
 from mmar_jobs.stages.filter import Sieve
 from mmar_jobs.stages.generate import _blocks, pick_questions

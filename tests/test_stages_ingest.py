@@ -12,7 +12,8 @@ from mmar_jobs.artifact import Artifact, find_artifact
 from mmar_jobs.errors import DataError, GateError, SettingsError
 from mmar_jobs.layout import BENCHMARK, HELDOUT, REJECTS, TRAIN, questions_key
 from mmar_jobs.questions import Reject, audio_root, read_split
-from mmar_jobs.settings import DataRecipe, IngestCommand
+from mmar_jobs.recipes import DataRecipe
+from mmar_jobs.settings import IngestCommand
 from mmar_jobs.split import source_keys
 from mmar_jobs.stages.ingest import run
 from mmar_jobs.store import open_store

@@ -26,8 +26,8 @@ from mmar_jobs.prompt import THINK_OPEN, Prompt
 from mmar_jobs.qlora.audio_embeds import MelFeatures, embed_clips
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.merge import merge_adapter
+from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.records import Finish
-from mmar_jobs.settings import EngineSettings
 
 _STOP_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
 _CANARY_PROMPT: Final = Prompt("Listen to the audio.", "What do you hear?")

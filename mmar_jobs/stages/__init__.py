@@ -12,7 +12,7 @@ from typing import Any
 
 from mmar_jobs.engine import Engine
 from mmar_jobs.progress import Tracker
-from mmar_jobs.settings import EngineSettings
+from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.store import Store
 
 # Base folder, adapter folder or None, settings. It reads what it needs before it returns, and says

@@ -21,9 +21,10 @@ from mmar_jobs.identity import Canary, ModelIdentity, check_canary
 from mmar_jobs.layout import CANARY
 from mmar_jobs.lineage import Model
 from mmar_jobs.manifest import plan_shards
+from mmar_jobs.progress import Advance
 from mmar_jobs.prompt import Prompt, render
+from mmar_jobs.recipes import EngineSettings, SamplingRecipe
 from mmar_jobs.records import Candidate, Finish, Grade, Question
-from mmar_jobs.settings import EngineSettings, SamplingRecipe
 from mmar_jobs.stages import Edges
 from mmar_jobs.zone import rate
 
@@ -125,16 +126,17 @@ class Asker:
                 if draft.has(name):
                     advance(len(chunk) * draws)
                     continue
-                draft.write_records(name, self._candidates(chunk))
+                # Moving by nothing lets a request to stop through between the batches of a shard.
+                draft.write_records(name, self._candidates(chunk, lambda _: advance(0)))
                 advance(len(chunk) * draws)
         return names
 
-    def _candidates(self, questions: Sequence[Question]) -> list[Candidate]:
+    def _candidates(self, questions: Sequence[Question], on_answer: Advance) -> list[Candidate]:
         found: dict[str, list[Candidate]] = {question.id: [] for question in questions}
         open_questions = list(questions)
         for block in self.asking.blocks:
             requests = [self._request(question, block) for question in open_questions]
-            answers = self.engine.answer(requests, self.asking.sampling, lambda _: None)
+            answers = self.engine.answer(requests, self.asking.sampling, on_answer)
             for question, request, completions in zip(
                 open_questions, requests, answers, strict=True
             ):

@@ -27,8 +27,9 @@ from mmar_jobs.lineage import (
 from mmar_jobs.manifest import canonical_json
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.questions import audio_root, read_split
+from mmar_jobs.recipes import recipe
 from mmar_jobs.records import Candidate, Question
-from mmar_jobs.settings import EvaluateCommand, recipe
+from mmar_jobs.settings import EvaluateCommand
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import Asker, grades_of, greedy, open_checked_engine, summarise
 from mmar_jobs.verdict import Decision, PromotionRule, Verdict, judge

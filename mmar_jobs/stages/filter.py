@@ -6,7 +6,7 @@ choosing (zone.py).
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
@@ -25,8 +25,9 @@ from mmar_jobs.layout import (
 )
 from mmar_jobs.prompt import render, template_hash
 from mmar_jobs.questions import read_split
+from mmar_jobs.recipes import FilterRecipe, recipe
 from mmar_jobs.records import Candidate, Example, Finish, Grade, Question, Zone
-from mmar_jobs.settings import FilterCommand, FilterRecipe, recipe
+from mmar_jobs.settings import FilterCommand
 from mmar_jobs.split import source_keys
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import OPENS_THINKING
@@ -259,8 +260,3 @@ def _solved_muted(muted: Artifact | None, questions: Mapping[str, Question]) -> 
         for candidate in muted.records(Candidate)
         if grade(candidate, questions[candidate.question_id]) is Grade.CORRECT
     )
-
-
-def read_examples(examples: Artifact) -> Sequence[Example]:
-    """All examples of an iteration."""
-    return list(examples.records(Example))

@@ -15,8 +15,9 @@ from mmar_jobs.layout import TRAIN, candidates_key, muted_key, questions_key
 from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.questions import audio_root, read_split
+from mmar_jobs.recipes import SamplingRecipe, recipe
 from mmar_jobs.records import Candidate, Question
-from mmar_jobs.settings import GenerateCommand, SamplingRecipe, recipe
+from mmar_jobs.settings import GenerateCommand
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import (
     OPENS_THINKING,

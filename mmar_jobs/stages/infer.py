@@ -19,8 +19,9 @@ from mmar_jobs.layout import BENCHMARK, PREDICTIONS, predictions_key, questions_
 from mmar_jobs.lineage import BASE, as_record, best_model, check_base, check_prompt
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.questions import audio_root, read_split
+from mmar_jobs.recipes import recipe
 from mmar_jobs.records import Candidate, Finish, Prediction, Question
-from mmar_jobs.settings import InferCommand, recipe
+from mmar_jobs.settings import InferCommand
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import Asker, Asking, drawn, greedy, open_checked_engine
 

@@ -20,8 +20,9 @@ from mmar_jobs.errors import DataError, GateError, SettingsError
 from mmar_jobs.layout import BENCHMARK, HELDOUT, REJECTS, TRAIN, questions_key, split_shard
 from mmar_jobs.manifest import sha256
 from mmar_jobs.questions import Reject
+from mmar_jobs.recipes import DataRecipe, recipe
 from mmar_jobs.records import Question
-from mmar_jobs.settings import DataRecipe, IngestCommand, recipe
+from mmar_jobs.settings import IngestCommand
 from mmar_jobs.split import find_shared, split_by_source
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.store import join_uri, read_uri, split_uri

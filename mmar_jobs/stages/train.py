@@ -46,8 +46,9 @@ from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
 from mmar_jobs.qlora.step import StepResult
 from mmar_jobs.qlora.trainer import TrainResult, train
 from mmar_jobs.questions import audio_root, read_split
+from mmar_jobs.recipes import OptimSettings, recipe
 from mmar_jobs.records import Example, Question
-from mmar_jobs.settings import OptimSettings, TrainCommand, recipe
+from mmar_jobs.settings import TrainCommand
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import check_identity
 from mmar_jobs.store import Store

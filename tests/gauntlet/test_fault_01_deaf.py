@@ -12,7 +12,7 @@ from mmar_jobs.encode import encode_prompt, load_processor
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.prompt import Prompt
-from mmar_jobs.settings import EngineSettings
+from mmar_jobs.recipes import EngineSettings
 from tests.gauntlet.conftest import HealthyRun
 from tests.gauntlet.planted import stopped
 

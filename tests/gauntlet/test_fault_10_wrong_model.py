@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.identity import Canary, ModelIdentity
-from mmar_jobs.settings import EngineSettings
+from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.stages import OpenEngine
 from mmar_jobs.weights import WEIGHTS_FILE
 from tests.fakes import FakeEngine, FakeOpener

@@ -11,7 +11,7 @@ from mmar_jobs.engine.local import open_local_engine
 from mmar_jobs.engine.probe import check_sampling
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.identity import Canary, ModelIdentity
-from mmar_jobs.settings import EngineSettings
+from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.tiny import tiny_model_folder
 from tests.gauntlet.conftest import HealthyRun
 from tests.gauntlet.planted import stopped

@@ -1,0 +1,196 @@
+"""The groups of settings: what changes a result (recipe) and what does not (placement).
+
+A group is frozen and closed; `recipe` turns groups into the JSON that is hashed into fingerprints.
+Not here: where values come from (settings.py), and what they do.
+"""
+
+from importlib.util import find_spec
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+def knob(text: str) -> Any:
+    """A field with its line of --help."""
+    return Field(description=text)
+
+
+def _installed(optimizer: str) -> str:
+    """Refuse an optimiser whose package lacks, before hours of generation are spent."""
+    if optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError("needs bitsandbytes, which is not installed: choose adamw")
+    return optimizer
+
+
+class Group(BaseModel):
+    """A frozen, closed group of settings; docstrings of subclasses head their section of --help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Names of fields that change where or how fast a stage runs, but not its result.
+    placement: ClassVar[frozenset[str]] = frozenset()
+
+
+class PromptRecipe(Group):
+    """The prompt (recipe)."""
+
+    version: Annotated[Literal["v7", "v8", "v9", "v12"], knob("prompt text")] = "v9"
+
+
+class DataRecipe(Group):
+    """Ingest: which questions are used and how they are split (recipe)."""
+
+    heldout_fraction: Annotated[
+        Fraction, knob("share of clips held out for the gate when --heldout is not given")
+    ] = 0.1
+    max_clip_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="longest clip, seconds; longer ones are bad rows, but for 0.5 s of padding",
+        ),
+    ] = 30.0
+    contamination: Annotated[
+        Literal["refuse", "drop"],
+        knob(
+            "a question that shares audio, id or source with benchmark or --heldout: refuse, drop"
+        ),
+    ] = "refuse"
+    seed: Annotated[int, knob("seed of the split by audio")] = 0
+
+
+class SamplingRecipe(Group):
+    """Generate: how candidates are drawn (recipe)."""
+
+    num_candidates: Annotated[Count, knob("candidates per question, K")] = 16
+    adaptive: Annotated[
+        bool, knob("draw K in blocks (K/4, K/4, K/2), stop once a question is settled")
+    ] = False
+    temperature: Annotated[float, Field(gt=0, description="softmax temperature")] = 0.9
+    top_p: Annotated[Fraction, knob("nucleus: smallest set of tokens with this probability")] = 0.95
+    top_k: Annotated[CountOrZero, knob("keep the k likeliest tokens; 0 keeps all")] = 0
+    repetition_penalty: Annotated[
+        float, Field(gt=0, description="penalty on tokens seen before; 1 is none")
+    ] = 1.0
+    max_tokens: Annotated[Count, knob("longest completion, tokens")] = 6000
+    questions_per_iteration: Annotated[
+        CountOrZero,
+        knob("fresh questions each iteration takes from the training split; 0 takes all each time"),
+    ] = 0
+    questions_per_shard: Annotated[Count, knob("questions per durable shard")] = 32
+    seed: Annotated[int, knob("seed of every draw")] = 0
+
+
+class ZoneWeights(Group):
+    """Weight of a training example by its question's learning zone; 0 leaves the zone out."""
+
+    hard: Annotated[float, Field(ge=0, description="weight where 0 < rate <= 1/3")] = 1.0
+    medium: Annotated[float, Field(ge=0, description="weight where 1/3 < rate < 2/3")] = 1.0
+    easy: Annotated[float, Field(ge=0, description="weight where 2/3 <= rate < 1")] = 1.0
+    mastered: Annotated[
+        float, Field(ge=0, description="weight where every valid attempt is right")
+    ] = 0.0
+
+
+class FilterRecipe(Group):
+    """Filter: which candidates become examples (recipe)."""
+
+    strategy: Annotated[Literal["top_k", "all"], knob("correct candidates kept per question")] = (
+        "top_k"
+    )
+    top_k: Annotated[Count, knob("candidates kept per question by top_k")] = 3
+    min_valid: Annotated[Count, knob("valid attempts below which a question is undecided")] = 4
+    weights: ZoneWeights = ZoneWeights()
+    audio_dependence: Annotated[
+        bool, knob("drop questions that the model also answers right with muted audio")
+    ] = False
+    seed: Annotated[int, knob("seed of ties")] = 0
+
+
+class LoraSettings(Group):
+    """Train: the adapter (recipe)."""
+
+    rank: Annotated[Count, knob("LoRA rank r")] = 64
+    alpha: Annotated[float, Field(gt=0, description="LoRA alpha; the scale is alpha / r")] = 128.0
+    dropout: Annotated[BelowOne, knob("dropout on the LoRA input")] = 0.05
+
+
+class OptimSettings(Group):
+    """Train: the optimiser (recipe)."""
+
+    learning_rates: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...],
+        Field(min_length=1, description="peak learning rate per iteration; the last one repeats"),
+    ] = (2e-5, 1e-5, 5e-6)
+    num_epochs: Annotated[Count, knob("passes over the examples")] = 1
+    examples_per_step: Annotated[Count, knob("examples per optimiser step")] = 8
+    token_budget: Annotated[Count, knob("tokens per packed row; longer examples are dropped")] = (
+        8192
+    )
+    weighting: Annotated[
+        Literal["example", "token"], knob("mean over examples, or over all their tokens")
+    ] = "example"
+    optimizer: Annotated[
+        Literal["adamw", "adamw8bit"],
+        AfterValidator(_installed),
+        knob("adamw8bit needs bitsandbytes"),
+    ] = "adamw"
+    betas: Annotated[tuple[BelowOne, BelowOne], knob("AdamW betas")] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW weight decay")] = 0.0
+    warmup_fraction: Annotated[Fraction, knob("share of the steps with rising learning rate")] = (
+        0.05
+    )
+    decay: Annotated[
+        Literal["cosine", "constant"], knob("learning rate after the warm-up: down to 0, or flat")
+    ] = "cosine"
+    max_grad_norm: Annotated[float, Field(gt=0, description="gradient norm is clipped to this")] = (
+        1.0
+    )
+    seed: Annotated[int, knob("seed of LoRA's first weights, dropout and order")] = 0
+
+
+class GateRecipe(Group):
+    """Evaluate: when a child is promoted (recipe)."""
+
+    alpha: Annotated[Fraction, knob("the paired p-value (exact McNemar) must be below this")] = 0.05
+    min_gain: Annotated[Fraction, knob("gain in accuracy that a child must exceed, 0 to 1")] = 0.0
+    regression_alpha: Annotated[
+        Fraction,
+        knob("a category worse with a Holm-adjusted p-value below this refuses the child"),
+    ] = 0.05
+    patience: Annotated[Count, knob("refusals in a row after which the loop stops")] = 2
+    muted_control: Annotated[bool, knob("also ask the child with muted audio; deaf is refused")] = (
+        True
+    )
+
+
+class InferRecipe(Group):
+    """Infer: how the benchmark is answered (recipe)."""
+
+    votes: Annotated[Count, knob("1 answers greedily; n > 1 takes the majority of n answers")] = 1
+    seed: Annotated[int, knob("seed of the votes")] = 0
+
+
+class EngineSettings(Group):
+    """The engine that answers prompts (recipe, but for threads)."""
+
+    placement: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], knob("precision of the weights in process (recipe)")
+    ] = "float32"
+    rows_per_batch: Annotated[
+        Count, knob("sequences decoded together; part of the recipe, rounding depends on it")
+    ] = 512
+    threads: Annotated[CountOrZero, knob("CPU threads; 0 takes all cores")] = 0
+
+
+def recipe(*groups: tuple[str, Group]) -> dict[str, Any]:
+    """The named groups, less their placement, as the JSON object that goes into a fingerprint."""
+    return {
+        name: group.model_dump(mode="json", exclude=set(group.placement)) for name, group in groups
+    }
