@@ -1,6 +1,6 @@
 """The local driver: the stages in order, in one process; evaluate's record decides, not this.
 
-Not here: what a stage does. argo/ holds the same order for a cluster.
+Not here: what a stage does.
 """
 
 from typing import Any, TypeVar, cast

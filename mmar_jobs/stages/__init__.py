@@ -1,6 +1,6 @@
 """The stages of a run; each module's `run` reads artifacts, makes one and returns it.
 
-Not here: their order (loop.py on one machine, argo/ on a cluster).
+Not here: their order (loop.py).
 """
 
 import time
