@@ -129,3 +129,8 @@ def test_other_base_is_refused(store: Store) -> None:
     check_base(adapter, "b" * 64)
     with pytest.raises(GateError, match="was made with base model bbbbbbbbbbbb"):
         check_base(adapter, "c" * 64)
+
+
+def test_each_split_is_one_shard() -> None:
+    """A split's shard is named after it."""
+    assert "heldout.jsonl.gz" == layout.split_shard(layout.HELDOUT)
