@@ -8,22 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmar_jobs.arguments import Parser
 from mmar_jobs.datasets.mmar import BadRow, parse_questions
-from mmar_jobs.errors import DataError, ExitCode, SettingsError
+from mmar_jobs.errors import DataError, ExitCode
 from mmar_jobs.records import Question
 from mmar_jobs.score import Accuracy, Score, score
 from mmar_jobs.store import read_uri
 from mmar_jobs.submission import problems, read_predictions
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise SettingsError(f"{message}; see {self.prog} --help")
-
-
 def validate(arguments: Sequence[str]) -> int:
     """Print every problem of a submission zip; exit 3 when there is any."""
-    parser = _Parser("mmar-jobs validate", description="Name every problem of a submission zip.")
+    parser = Parser("mmar-jobs validate", description="Name every problem of a submission zip.")
     parser.add_argument("zip", metavar="ZIP", help="submission.zip, path or URI")
     _add_meta(parser)
     chosen = parser.parse_args(arguments)
@@ -37,7 +33,7 @@ def validate(arguments: Sequence[str]) -> int:
 
 def score_predictions(arguments: Sequence[str]) -> int:
     """Print official and strict accuracy with 95 % intervals, by category and sub-category."""
-    parser = _Parser("mmar-jobs score", description="Accuracy of predictions, with 95 % intervals.")
+    parser = Parser("mmar-jobs score", description="Accuracy of predictions, with 95 % intervals.")
     parser.add_argument(
         "predictions",
         metavar="PREDICTIONS",

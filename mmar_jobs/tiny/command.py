@@ -9,19 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmar_jobs.errors import ExitCode, SettingsError
+from mmar_jobs.arguments import Parser
+from mmar_jobs.errors import ExitCode
 from mmar_jobs.store.disk import explained
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise SettingsError(f"{message}; see {self.prog} --help")
 
 
 def tiny(arguments: Sequence[str]) -> int:
     """Run `tiny world` or `tiny model`."""
-    parser = _Parser("mmar-jobs tiny", description="The embedded benchmark and model.")
-    kinds = parser.add_subparsers(dest="kind", required=True, parser_class=_Parser)
+    parser = Parser("mmar-jobs tiny", description="The embedded benchmark and model.")
+    kinds = parser.add_subparsers(dest="kind", required=True, parser_class=Parser)
     world = kinds.add_parser("world", help="write questions and clips, the same on every machine")
     world.add_argument("folder", type=Path)
     world.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
