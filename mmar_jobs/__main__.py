@@ -16,8 +16,17 @@ COMMANDS: Final = {
     "infer": "answer the benchmark with the best model",
     "submit": "pack the answers into submission.zip",
     "report": "write report.html from what the run recorded",
+    "data": "fetch datasets, build questions, guard the benchmark, examine clips",
     "validate": "name every problem of a submission.zip",
-    "score": "official and strict accuracy of predictions, with intervals",
+    "score": "official, strict and rubric scores of predictions, with intervals",
+    "compare": "is it better, and where did it get worse: paired tables of predictions",
+    "analyze": "what goes wrong: errors by category, loops, overlong and invalid answers",
+    "inspect": "what the model really sees and says for one question",
+    "prompts": "compare prompt variants on held-out questions, search for a better one",
+    "plan": "GPU hours, wall time, storage and price of a run before it is started",
+    "audit": "what of a model is quantised, wrapped, frozen and trained",
+    "merge": "merge an adapter into its base, shard by shard, in the original layout",
+    "bench": "measure speed and memory, as JSON that names the machine",
     "tiny": "make the embedded benchmark, or train the embedded model",
 }
 

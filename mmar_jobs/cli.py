@@ -9,9 +9,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -35,6 +36,22 @@ from mmar_jobs.stages import Edges
 from mmar_jobs.store import open_store
 
 Handler = Callable[[Sequence[str]], int]
+
+# Commands without a run: where each is defined, imported only when it is the one that runs.
+_PLAIN: Final = {
+    "data": "mmar_jobs.datasets.command:data",
+    "validate": "mmar_jobs.check_command:validate",
+    "score": "mmar_jobs.check_command:score_predictions",
+    "compare": "mmar_jobs.analysis.command:compare",
+    "analyze": "mmar_jobs.analysis.command:analyze",
+    "inspect": "mmar_jobs.inspection.command:inspect",
+    "prompts": "mmar_jobs.prompting.command:prompts",
+    "plan": "mmar_jobs.planning.command:plan",
+    "audit": "mmar_jobs.qlora.audit_command:audit",
+    "merge": "mmar_jobs.qlora.merge_command:merge",
+    "bench": "mmar_jobs.bench.command:bench",
+    "tiny": "mmar_jobs.tiny.command:tiny",
+}
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
@@ -67,8 +84,11 @@ def _handler(name: str) -> Handler:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise SettingsError(f"there is no command {name}{hint} (mmar-jobs --help lists them)")
-    plain: dict[str, Handler] = {"validate": _validate, "score": _score, "tiny": _tiny}
-    return plain.get(name) or (lambda arguments: _stage_command(name, arguments))
+    if name not in _PLAIN:
+        return lambda arguments: _stage_command(name, arguments)
+    module, _, function = _PLAIN[name].partition(":")
+    handler: Handler = getattr(import_module(module), function)
+    return handler
 
 
 def _stage_command(name: str, arguments: Sequence[str]) -> int:
@@ -94,8 +114,6 @@ def _run_stage(name: str, command: Any, edges: Edges) -> Artifact | None:
     if name == "report":
         _report(command, edges, command.output)
         return None
-    from importlib import import_module  # noqa: PLC0415 - one stage's imports, not all stages'
-
     stage = import_module(f"mmar_jobs.stages.{name}")
     artifact: Artifact = stage.run(command, edges)
     if name == "submit" and command.output is not None:
@@ -182,20 +200,3 @@ def _preemptible(track: Tracker) -> Iterator[Tracker]:
     finally:
         signal.signal(signal.SIGTERM, before)
 
-
-def _validate(arguments: Sequence[str]) -> int:
-    from mmar_jobs.check_command import validate  # noqa: PLC0415
-
-    return validate(arguments)
-
-
-def _score(arguments: Sequence[str]) -> int:
-    from mmar_jobs.check_command import score_predictions  # noqa: PLC0415
-
-    return score_predictions(arguments)
-
-
-def _tiny(arguments: Sequence[str]) -> int:
-    from mmar_jobs.tiny.command import tiny  # noqa: PLC0415
-
-    return tiny(arguments)
