@@ -67,9 +67,10 @@ class Artifact:
                 yield from self.read_records(shard.name, kind)
 
     def verify(self) -> None:
-        """Read every shard once and check its digest."""
+        """Read every shard once and check its digest; none is held in memory."""
         for shard in self.manifest.shards:
-            self.read_bytes(shard.name)
+            if self.store.measure(f"{self.key}/{shard.name}").sha256 != shard.sha256:
+                raise _damaged(self, shard.name)
 
     def download(self, folder: Path) -> None:
         """Put all shards as files into `folder`, each verified; none is held in memory."""
@@ -134,11 +135,7 @@ class Draft:
         names = list(names)
         for name in names:
             if name not in self._shards:
-                data = self.store.read(f"{self.key}/{name}")
-                is_jsonl = name.endswith(".jsonl.gz")
-                where = f"{self.key}/{name}"
-                num_records = sum(1 for _ in _lines(data, where)) if is_jsonl else None
-                self._note(name, data, num_records)
+                self._note_durable(name)
         manifest = Manifest(
             stage=self.stage,
             fingerprint=fingerprint(self.stage, self.recipe, self.inputs),
@@ -157,6 +154,17 @@ class Draft:
                 "two runs share one --run-id; give one of them another"
             )
         return Artifact(self.store, self.key, manifest)
+
+    def _note_durable(self, name: str) -> None:
+        """Note a shard of an earlier attempt; only JSON lines are held in memory, to count them."""
+        where = f"{self.key}/{name}"
+        if name.endswith(".jsonl.gz"):
+            data = self.store.read(where)
+            self._note(name, data, sum(1 for _ in _lines(data, where)))
+            return
+        found = self.store.measure(where)
+        self._durable.add(name)
+        self._shards[name] = Shard(name=name, sha256=found.sha256, size_bytes=found.size_bytes)
 
     def _note(self, name: str, data: bytes, num_records: int | None) -> None:
         self._durable.add(name)

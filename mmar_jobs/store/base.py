@@ -5,11 +5,11 @@ Not here: any IO.
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeAlias
 
 from mmar_jobs.errors import DataError, TryAgain
 
@@ -25,6 +25,13 @@ LEASE_TTL_S: Final = 60.0
 _REFUSED_CATEGORIES: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
+class Measure(NamedTuple):
+    """What `key` holds: SHA-256 in hexadecimal, and size in bytes."""
+
+    sha256: str
+    size_bytes: int
+
+
 class Store(Protocol):
     """Named bytes. All methods raise SettingsError where access is refused and TryAgain on outages.
 
@@ -38,6 +45,9 @@ class Store(Protocol):
     def read(self, key: str) -> bytes:
         """All bytes of `key`; DataError naming it when it does not exist."""
 
+    def measure(self, key: str) -> Measure:
+        """Digest and size of `key`, read through once in blocks; DataError as read."""
+
     def exists(self, key: str) -> bool:
         """Whether `key` was written completely and not deleted since."""
 
@@ -49,6 +59,12 @@ class Store(Protocol):
 
     def write_new(self, key: str, data: bytes) -> bool:
         """Like write, but False and no change when `key` exists; of many writers one wins."""
+
+    def write_parts(self, key: str, parts: Iterable[memoryview]) -> None:
+        """Like write, of any size: `parts` end to end, few of which are in memory at a time.
+
+        An error that `parts` raises goes through, and leaves what `key` held before.
+        """
 
     def delete(self, key: str) -> None:
         """Remove `key`; no error when it is not there."""

@@ -7,7 +7,7 @@ only, and list does not follow them.
 import fcntl
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import FileIO
@@ -21,6 +21,7 @@ from mmar_jobs.store.base import (
     RESERVED,
     TEMPORARY,
     Keys,
+    Measure,
     Owner,
     check_key,
     check_prefix,
@@ -58,6 +59,14 @@ class FileStore:
             except IsADirectoryError:
                 raise DataError(f"{path} is a folder, a file is needed: check the path") from None
 
+    def measure(self, key: str) -> Measure:
+        """See Store."""
+        if not self.exists(key):
+            raise missing(str(self._locate(key)))
+        path = self._locate(key)
+        with disk.explained("read", str(path)):
+            return Measure(disk.digest_file(path), path.stat().st_size)
+
     def exists(self, key: str) -> bool:
         """See Store."""
         path = self._locate(key)
@@ -83,6 +92,12 @@ class FileStore:
         path = self._locate(key)
         with disk.explained("write", str(path)):
             return disk.create_file(path, data)
+
+    def write_parts(self, key: str, parts: Iterable[memoryview]) -> None:
+        """See Store."""
+        path = self._locate(key)
+        with disk.explained("write", str(path)):
+            disk.replace_file(path, lambda file: file.writelines(parts))
 
     def delete(self, key: str) -> None:
         """See Store."""

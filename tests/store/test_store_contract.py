@@ -1,10 +1,11 @@
 """What every store promises, checked on every kind of place by the same tests."""
 
 import hashlib
+import itertools
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mmar_jobs.errors import DataError, TryAgain
+from mmar_jobs.errors import DataError, GateError, TryAgain
 from mmar_jobs.store import Store
 
 from .conftest import Place
@@ -87,6 +88,8 @@ def test_a_bad_key_is_refused_by_every_method(store: Store, key: str, tmp_path: 
         lambda: store.exists(key),
         lambda: store.write(key, b""),
         lambda: store.write_new(key, b""),
+        lambda: store.write_parts(key, []),
+        lambda: store.measure(key),
         lambda: store.delete(key),
         lambda: store.upload(tmp_path / "x", key),
         lambda: store.download(key, tmp_path / "y"),
@@ -121,6 +124,33 @@ def test_files_travel_unharmed_through_upload_and_download(store: Store, tmp_pat
     assert data == store.read("models/adapter")
 
 
+@pytest.mark.parametrize("sizes", [(), (0,), (1, 0, 5), (9 << 20, 1, 60 << 20, 3)])
+def test_parts_arrive_end_to_end(store: Store, sizes: tuple[int, ...]) -> None:
+    """Parts of any sizes, more than one upload takes at once, come back as one file, measured."""
+    source = hashlib.shake_128(b"state").digest(sum(sizes))
+    cuts = [0, *itertools.accumulate(sizes)]
+    parts = [source[start:end] for start, end in itertools.pairwise(cuts)]
+    store.write("runs/state", b"before")
+    store.write_parts("runs/state", (memoryview(part) for part in parts))
+    found = store.measure("runs/state")
+    assert (hashlib.sha256(source).hexdigest(), len(source)) == found
+    assert source == store.read("runs/state")
+
+
+def test_parts_that_fail_leave_what_was_there(store: Store) -> None:
+    """An error half way through the parts comes out as it is, and the old bytes stay."""
+
+    def parts() -> Iterator[memoryview]:
+        yield memoryview(bytes(MULTIPART_BYTES))
+        raise GateError("the parts cannot be made")
+
+    store.write("runs/state", b"before")
+    with pytest.raises(GateError, match="cannot be made"):
+        store.write_parts("runs/state", parts())
+    assert b"before" == store.read("runs/state")
+    assert ["runs/state"] == store.list("")
+
+
 def test_missing_files_are_data_errors(store: Store, tmp_path: Path) -> None:
     """Neither direction invents a file, and a failed download leaves the old one alone."""
     (tmp_path / "old").write_bytes(b"old")
@@ -128,6 +158,8 @@ def test_missing_files_are_data_errors(store: Store, tmp_path: Path) -> None:
         store.upload(tmp_path / "absent", "a")
     with pytest.raises(DataError, match="does not exist"):
         store.download("a", tmp_path / "old")
+    with pytest.raises(DataError, match="does not exist"):
+        store.measure("a")
     assert b"old" == (tmp_path / "old").read_bytes()
 
 

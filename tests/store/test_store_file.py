@@ -69,7 +69,11 @@ def test_a_full_disk_asks_to_try_again_and_keeps_what_was_done(small_disk: Path)
     store = open_store(str(small_disk))
     store.write("done", b"1")
     too_much = b"x" * DISK_BYTES
-    for write in (store.write, store.write_new):
+    for write in (
+        store.write,
+        store.write_new,
+        lambda key, data: store.write_parts(key, [memoryview(data)]),
+    ):
         with pytest.raises(TryAgain, match=r"disk full: cannot write .*free space") as caught:
             write("big", too_much)
         assert "\n" not in str(caught.value)

@@ -106,6 +106,10 @@ def test_answers_become_the_right_error(
     with pytest.raises(expected) as caught:
         store.write("a", b"1")
     with pytest.raises(expected):
+        store.write_parts("a", [memoryview(b"1")])
+    with pytest.raises(expected):
+        store.measure("a")
+    with pytest.raises(expected):
         store.list("")
     with pytest.raises(expected):
         store.download("a", tmp_path / "a")
