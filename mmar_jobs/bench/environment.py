@@ -1,0 +1,78 @@
+"""Reading the machine: device, driver, packages, commit.
+
+Not here: what of it makes two figures comparable (result.py).
+"""
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from mmar_jobs.bench.result import Environment
+
+_PACKAGES: Final = (
+    *("torch", "triton", "transformers", "peft", "bitsandbytes", "flash-attn", "safetensors"),
+    "numpy",
+)
+_UNKNOWN: Final = "unknown"
+_SOURCE: Final = Path(__file__).resolve()
+
+
+def read_environment(device: torch.device, *, commit: str | None) -> Environment:
+    """Describe this machine; `commit` overrides what git says about the source tree."""
+    return Environment(
+        device=_device_name(device),
+        driver=_driver(device),
+        python=platform.python_version(),
+        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        commit=commit or _commit(),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _driver(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "none"
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return _UNKNOWN
+    query = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else _UNKNOWN
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """Commit of the source tree, "+" where it has changes; unknown outside of one."""
+    git = shutil.which("git")
+    if git is None:
+        return _UNKNOWN
+
+    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [git, "-C", str(_SOURCE.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
+
+    # An installed package may lie inside somebody else's repository.
+    if ask("ls-files", "--error-unmatch", _SOURCE.name).returncode != 0:
+        return _UNKNOWN
+    changed = ask("status", "--porcelain", "--untracked-files=no", "..").stdout.strip()
+    return ask("rev-parse", "HEAD").stdout.strip() + ("+" if changed else "")

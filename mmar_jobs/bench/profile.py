@@ -1,0 +1,117 @@
+"""Where one step's time goes, by class of kernel.
+
+Not here: the step. On CUDA these are kernels by name, on a CPU operators.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+# First match wins, by name in lower case.
+_CLASSES: Final = (
+    ("optimizer", r"adam|optimizer|multi_tensor|foreach|kquantizeblockwise"),
+    ("attention", r"flash|fmha|attention"),
+    ("grouped_gemm", r"grouped|group_gemm|groupproblem"),
+    ("dequantize", r"dequant|nf4"),
+    ("loss", r"softmax|cross_entropy|nll|loss"),
+    ("copies", r"memcpy|memset|copy|catarray|_cat|::cat|fill|zero_|::_to_copy"),
+    ("gemm", r"gemm|nvjet|cublas|cutlass|xmma|::mm|::addmm|::bmm|::linear|cijk"),
+    ("index", r"index|gather|scatter|sort|topk|radix|scan|cumsum|histogram|bincount|permut|search"),
+    ("elementwise", r""),
+)
+_NUM_TOP: Final = 8
+_NAME_CHARACTERS: Final = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """`shares` of the step's span by class, "gaps" where the device was idle, sum 1.
+
+    `top` maps a class to its longest kernels: name, seconds, calls.
+    """
+
+    span_s: float
+    shares: dict[str, float]
+    top: dict[str, list[tuple[str, float, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """One kernel or operator on the profiler's clock, and the time that only it has."""
+
+    name: str
+    start_us: float
+    end_us: float
+    own_us: float
+
+
+def classify(name: str) -> str:
+    """Class of a kernel or operator by its name."""
+    lowered = name.lower()
+    return next(kind for kind, pattern in _CLASSES if re.search(pattern, lowered))
+
+
+def profile_step(take: Callable[[], object], device: torch.device) -> Shares:
+    """Run one step under torch's profiler."""
+    on_cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]
+    with profile(activities=activities, acc_events=True) as profiler:
+        take()
+        if on_cuda:
+            torch.cuda.synchronize(device)
+    events: Any = profiler.events()
+    return share_out(_kernels(events) if on_cuda else _operators(events))
+
+
+def _kernels(events: Iterable[Any]) -> list[Busy]:
+    """Kernels with the time that each has to itself; of two at once the first keeps the time."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in events
+        if event.device_type == DeviceType.CUDA
+    )
+    found, now = [], 0.0
+    for start_us, end_us, name in spans:
+        found.append(Busy(name, start_us, end_us, max(0.0, end_us - max(now, start_us))))
+        now = max(now, end_us)
+    return found
+
+
+def _operators(events: Iterable[Any]) -> list[Busy]:
+    """Operators with their time less that of the operators they call."""
+    return [
+        Busy(event.name, event.time_range.start, event.time_range.end, event.self_cpu_time_total)
+        for event in events
+    ]
+
+
+def share_out(busy: Sequence[Busy]) -> Shares:
+    """Divide the time from the first start to the last end among classes and gaps."""
+    if not busy:
+        return Shares(0.0, {"gaps": 1.0}, {})
+    span_us = max(one.end_us for one in busy) - min(one.start_us for one in busy)
+    own_us: defaultdict[str, float] = defaultdict(float)
+    for one in busy:
+        own_us[one.name] += one.own_us
+    shares = dict.fromkeys((kind for kind, _ in _CLASSES), 0.0)
+    for name, time_us in own_us.items():
+        shares[classify(name)] += time_us / span_us
+    shares["gaps"] = max(0.0, 1 - sum(shares.values()))
+    return Shares(span_us / 1e6, shares, _top(own_us, Counter(one.name for one in busy)))
+
+
+def _top(
+    own_us: Mapping[str, float], calls: Mapping[str, int]
+) -> dict[str, list[tuple[str, float, int]]]:
+    top: dict[str, list[tuple[str, float, int]]] = {kind: [] for kind, _ in _CLASSES}
+    for name in sorted(own_us, key=lambda name: -own_us[name]):
+        longest = top[classify(name)]
+        if len(longest) < _NUM_TOP:
+            longest.append((name[:_NAME_CHARACTERS], own_us[name] / 1e6, calls[name]))
+    return top

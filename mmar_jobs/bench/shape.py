@@ -1,0 +1,155 @@
+"""Models for speed runs: the real class at a given shape, random weights made on the device.
+
+Not here: towers (a speed run feeds random audio embeddings), LoRA, any file.
+"""
+
+import dataclasses
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3OmniMoeThinkerConfig, Qwen3OmniMoeThinkerForConditionalGeneration
+
+from mmar_jobs.qlora.foreign import Thinker
+from mmar_jobs.qlora.lora import ATTENTION_PROJECTIONS
+from mmar_jobs.qlora.memory import ModelShape, Quantization
+
+SHAPES: Final = {
+    # Qwen3-Omni-30B-A3B-Thinking's text part, from its config.json.
+    "30b": ModelShape(
+        num_layers=48,
+        hidden=2048,
+        num_experts=128,
+        experts_per_token=8,
+        expert_width=768,
+        num_heads=32,
+        num_kv_heads=4,
+        head_dim=128,
+        vocabulary=152_064,
+    ),
+    # The embedded model's (tiny/model.py), for a run of seconds on a CPU.
+    "tiny": ModelShape(
+        num_layers=2,
+        hidden=128,
+        num_experts=8,
+        experts_per_token=2,
+        expert_width=64,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        vocabulary=1024,
+    ),
+}
+_STD: Final = 0.02
+_EXPERT_WEIGHTS: Final = ("gate_up_proj", "down_proj")
+# The smallest towers that the class accepts; they are taken off again.
+_AUDIO: Final = {
+    "num_mel_bins": 16,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 1,
+    "encoder_ffn_dim": 16,
+    "downsample_hidden_size": 4,
+}
+_VISION: Final = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 1,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [],
+}
+
+
+def with_layers(shape: ModelShape, num_layers: int | None) -> ModelShape:
+    """The shape cut to `num_layers`, or as it is."""
+    return dataclasses.replace(shape, num_layers=num_layers) if num_layers else shape
+
+
+def build_thinker(
+    shape: ModelShape,
+    quantization: Quantization,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+) -> Thinker:
+    """A frozen thinker without towers, weights drawn on the device from `seed`.
+
+    With "nf4", experts and attention projections are random NF4 codes: a bf16 expert never exists.
+    """
+    with torch.device("meta"):
+        foreign: Any = Qwen3OmniMoeThinkerForConditionalGeneration
+        model = foreign(_config(shape))
+    del model.visual, model.audio_tower
+    text = model.model
+    text.rotary_emb = type(text.rotary_emb)(text.config).to(device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    if quantization == "nf4":
+        _fill_nf4(text, generator, dtype=dtype)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            drawn = _draw(parameter, generator, dtype=dtype)
+            setattr(module, name, nn.Parameter(drawn, requires_grad=False))
+    thinker: Thinker = model.eval()
+    return thinker
+
+
+def _config(shape: ModelShape) -> Any:
+    half = shape.head_dim // 2
+    side = half * 5 // 16  # the real 24, 20, 20 of 64, in proportion
+    text = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.expert_width,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "moe_intermediate_size": shape.expert_width,
+        "num_experts": shape.num_experts,
+        "num_experts_per_tok": shape.experts_per_token,
+        "max_position_embeddings": 65_536,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1_000_000,
+            "mrope_section": [half - 2 * side, side, side],
+        },
+    }
+    config: Any = Qwen3OmniMoeThinkerConfig
+    last = shape.vocabulary - 1
+    return config(
+        text_config=text,
+        audio_config={**_AUDIO, "output_dim": shape.hidden},
+        vision_config={**_VISION, "out_hidden_size": shape.hidden},
+        audio_token_id=last,
+        image_token_id=last - 1,
+        video_token_id=last - 2,
+    )
+
+
+def _fill_nf4(text: nn.Module, generator: torch.Generator, *, dtype: torch.dtype) -> None:
+    """Replace experts and attention projections by random NF4 weights of the same shapes."""
+    # bitsandbytes is needed here alone.
+    from mmar_jobs.qlora.nf4 import Nf4Linear, Nf4Weight  # noqa: PLC0415
+
+    def weight(like: Tensor) -> Nf4Weight:
+        return Nf4Weight.random(
+            tuple(like.shape), device=generator.device, generator=generator, dtype=dtype
+        )
+
+    for layer in text.layers:
+        for name in ATTENTION_PROJECTIONS:
+            linear = getattr(layer.self_attn, name)
+            setattr(layer.self_attn, name, Nf4Linear(weight(linear.weight), None))
+        experts: Any = layer.mlp.experts
+        for name in _EXPERT_WEIGHTS:
+            like = getattr(experts, name)
+            delattr(experts, name)
+            setattr(experts, name, weight(like))
+
+
+def _draw(like: Tensor, generator: torch.Generator, *, dtype: torch.dtype) -> Tensor:
+    """Norms (vectors) are one, matrices normal."""
+    drawn = torch.empty(like.shape, dtype=dtype, device=generator.device)
+    return drawn.fill_(1) if like.ndim == 1 else drawn.normal_(0, _STD, generator=generator)

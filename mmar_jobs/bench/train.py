@@ -1,0 +1,362 @@
+"""The training bench: tokens/s, memory and kernel shares of the trainer's own step, random weights.
+
+Not here: the step itself (qlora/step.py), flags (command.py), the stock path (stock.py). Every
+token counted is a real one: the rows have no padding.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from mmar_jobs.bench.flops import peak_bf16_flops, step_flops
+from mmar_jobs.bench.profile import Shares, profile_step
+from mmar_jobs.bench.result import Direction, Environment, Measurement, Scalar
+from mmar_jobs.bench.rows import draw_rows
+from mmar_jobs.bench.shape import SHAPES, build_thinker, with_layers
+from mmar_jobs.bench.stock import StockTrainer
+from mmar_jobs.errors import SettingsError
+from mmar_jobs.qlora.lora import LoraModel, attach_lora
+from mmar_jobs.qlora.loss import token_coefficients
+from mmar_jobs.qlora.memory import MemoryPlan, ModelShape, Quantization, Trained, plan_memory
+from mmar_jobs.qlora.packing import TrainRow, pack
+from mmar_jobs.qlora.recipes import LoraRecipe, Optimizer, TrainRecipe
+from mmar_jobs.qlora.step import build_optimizer, row_loss, take_step
+
+_GIB: Final = 1 << 30
+_GB: Final = 10**9
+_LEARNING_RATE: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBench:
+    """What to measure. `tokens` are row sizes, measured one after the other on one model."""
+
+    shape: Literal["30b", "tiny"] = "30b"
+    num_layers: int | None = None
+    tokens: tuple[int, ...] = (8192,)
+    example_tokens: int | None = None
+    rank: int = 64
+    dropout: float = 0.05
+    quantization: Quantization = "nf4"
+    optimizer: Optimizer = "adamw8bit"
+    memory_gb: float = 80.0
+    num_steps: int = 5
+    num_warmup: int = 2
+    seed: int = 0
+    compare: Literal["peft"] | None = None
+
+    @property
+    def model_shape(self) -> ModelShape:
+        """The shape that is built, cut to `num_layers` where that is given."""
+        return with_layers(SHAPES[self.shape], self.num_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    rows: list[TrainRow]
+    audio: dict[str, Tensor]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [row.num_tokens for row in self.rows]
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(row.num_labels for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    seconds: tuple[float, ...]
+    peak_bytes: int
+    losses: tuple[float, ...]
+
+
+def run_train_bench(
+    bench: TrainBench, device: torch.device, environment: Environment
+) -> Iterator[Measurement]:
+    """Measure every row size, ours first; yields figures as they come.
+
+    Raises SettingsError where a row does not fit the memory budget.
+    """
+    _limit_memory(bench, device)
+    ours = _Ours(bench, device)
+    speeds: dict[int, float] = {}
+    for tokens in bench.tokens:
+        figures = _Figures(bench, environment, tokens, path="mmar")
+        rows = _draw(bench, tokens)
+        yield from ours.measure(rows, tokens, figures)
+        speeds[tokens] = figures.speed
+    del ours
+    _free(device)
+    if bench.compare:
+        yield from _compare(bench, device, environment, speeds)
+
+
+def _compare(
+    bench: TrainBench, device: torch.device, environment: Environment, speeds: Mapping[int, float]
+) -> Iterator[Measurement]:
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1.0, device)  # bf16 experts alone are 58 GB
+    model = build_thinker(
+        bench.model_shape, "none", dtype=_dtype(device), device=device, seed=bench.seed
+    )
+    stock = StockTrainer(model, _recipe(bench, max(bench.tokens)), rank=bench.rank)
+    for tokens in bench.tokens:
+        figures = _Figures(bench, environment, tokens, path="peft")
+        rows = _draw(bench, tokens)
+        timed = _time_steps(
+            lambda _, rows=rows: stock.take_step(rows.rows, rows.audio),  # type: ignore[misc]
+            bench,
+            device,
+        )
+        yield from figures.of_steps(timed, device)
+        yield figures.one(
+            "ratio_to_peft", "x", "higher", (speeds[tokens] / figures.speed,), path="mmar"
+        )
+
+
+class _Ours:
+    """The project's trainer on random weights."""
+
+    def __init__(self, bench: TrainBench, device: torch.device) -> None:
+        self.bench, self.device = bench, device
+        model = build_thinker(
+            bench.model_shape,
+            bench.quantization,
+            dtype=_dtype(device),
+            device=device,
+            seed=bench.seed,
+        )
+        recipe = LoraRecipe(rank=bench.rank, alpha=2.0 * bench.rank, dropout=bench.dropout)
+        self.lora: LoraModel = attach_lora(model, recipe, seed=bench.seed)
+        self.recipe = _recipe(bench, max(bench.tokens))
+        self.optimizer = build_optimizer(self.lora.factors().values(), self.recipe)
+        self.step = 0
+
+    def measure(self, rows: _Rows, tokens: int, figures: "_Figures") -> Iterator[Measurement]:
+        """All figures of one row size."""
+        plan = self._plan(rows, tokens)
+        timed = _time_steps(lambda _: self.take(rows), self.bench, self.device)
+        yield from figures.of_steps(timed, self.device)
+        yield from figures.of_memory(timed, plan)
+        flops = step_flops(
+            self.bench.model_shape, self.bench.rank, rows.lengths, rows.completion_tokens
+        )
+        yield from figures.of_flops(timed, flops)
+        yield from figures.of_parts(self._time_parts(rows) for _ in timed.seconds)
+        yield from figures.of_profile(profile_step(lambda: self.take(rows), self.device))
+
+    def take(self, rows: _Rows) -> float:
+        """One step of the trainer."""
+        result = take_step(
+            self.lora,
+            rows.rows,
+            self.recipe,
+            audio=rows.audio,
+            optimizer=self.optimizer,
+            step=self.step,
+        )
+        self.step += 1
+        return result.loss
+
+    def _plan(self, rows: _Rows, tokens: int) -> MemoryPlan:
+        bench = self.bench
+        trained = Trained(bench.rank, bench.optimizer, bench.quantization, accumulates=False)
+        return plan_memory(
+            bench.model_shape,
+            tokens,
+            round(bench.memory_gb * _GB),
+            completion_tokens=rows.completion_tokens,
+            trained=trained,
+        )
+
+    def _time_parts(self, rows: _Rows) -> tuple[float, float, float]:
+        """Seconds of forward, backward, and optimizer with clipping, each waited for."""
+        coefficients = token_coefficients(
+            [row.weight for row in rows.rows],
+            [row.num_labels for row in rows.rows],
+            self.recipe.weighting,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.lora.dropout.active = True
+        forward_s = backward_s = 0.0
+        for packed in pack(rows.rows, self.recipe.token_budget):
+            at = _now(self.device)
+            loss, _ = row_loss(
+                self.lora, rows.rows, packed, audio=rows.audio, coefficients=coefficients
+            )
+            middle = _now(self.device)
+            loss.backward()  # type: ignore[no-untyped-call]
+            end = _now(self.device)
+            forward_s, backward_s = forward_s + middle - at, backward_s + end - middle
+        self.lora.dropout.active = False
+        at = _now(self.device)
+        torch.nn.utils.clip_grad_norm_(self.lora.factors().values(), self.recipe.max_grad_norm)
+        self.optimizer.step()
+        return forward_s, backward_s, _now(self.device) - at
+
+
+class _Figures:
+    """Turns what was timed at one row size into measurements with stable names."""
+
+    def __init__(
+        self, bench: TrainBench, environment: Environment, tokens: int, *, path: str
+    ) -> None:
+        self.environment, self.tokens, self.path = environment, tokens, path
+        self.speed = 0.0
+        self.case: dict[str, Scalar] = {
+            "shape": bench.shape,
+            "num_layers": bench.model_shape.num_layers,
+            "tokens": tokens,
+            "example_tokens": bench.example_tokens,
+            "rank": bench.rank,
+            "dropout": bench.dropout if path == "mmar" else 0.0,
+            "quantization": bench.quantization if path == "mmar" else "none",
+            "optimizer": bench.optimizer,
+            "memory_gb": bench.memory_gb if path == "mmar" else None,
+            "seed": bench.seed,
+        }
+
+    def one(
+        self,
+        name: str,
+        unit: str,
+        direction: Direction,
+        values: Sequence[float],
+        *,
+        path: str | None = None,
+        **detail: object,
+    ) -> Measurement:
+        """One measurement of this row size; its name says whose path it is."""
+        prefix = "train" if (path or self.path) == "mmar" else f"train/{self.path}"
+        return Measurement(
+            name=f"{prefix}/{name}",
+            unit=unit,
+            direction=direction,
+            values=tuple(values),
+            case=self.case,
+            environment=self.environment,
+            detail=detail,
+        )
+
+    def of_steps(self, timed: _Timed, device: torch.device) -> Iterator[Measurement]:
+        """Speed, step time, loss, and on CUDA the peak."""
+        self.speed = self.tokens / statistics.median(timed.seconds)
+        speeds = [self.tokens / seconds for seconds in timed.seconds]
+        yield self.one("tokens_per_s", "tokens/s", "higher", speeds)
+        yield self.one("step_seconds", "s", "lower", timed.seconds)
+        yield self.one("loss", "nats", "none", timed.losses)
+        if device.type == "cuda":
+            yield self.one("peak_memory_gib", "GiB", "lower", (timed.peak_bytes / _GIB,))
+
+    def of_memory(self, timed: _Timed, plan: MemoryPlan) -> Iterator[Measurement]:
+        """What the memory model predicted; `levels` counts layers by what they keep."""
+        levels = {str(level): plan.levels.count(level) for level in sorted(set(plan.levels))}
+        parts = {part: num / _GIB for part, num in plan.parts.items()}
+        predicted = plan.peak_bytes / _GIB
+        yield self.one(
+            "predicted_peak_memory_gib",
+            "GiB",
+            "none",
+            (predicted,),
+            parts_gib=parts,
+            levels=levels,
+            measured_gib=timed.peak_bytes / _GIB or None,
+        )
+
+    def of_flops(self, timed: _Timed, flops: float) -> Iterator[Measurement]:
+        """Model FLOPs utilisation (flops.py), where the device's peak is known."""
+        peak = peak_bf16_flops(self.environment.device)
+        if peak is not None:
+            shares = [flops / seconds / peak for seconds in timed.seconds]
+            yield self.one("mfu", "share", "higher", shares, step_flops=flops, peak_flops=peak)
+
+    def of_parts(self, parts: Iterator[tuple[float, float, float]]) -> Iterator[Measurement]:
+        """Forward, backward, optimizer: timed apart, so their sum is a little over a step."""
+        for name, seconds in zip(
+            ("forward", "backward", "optimizer"), zip(*parts, strict=True), strict=True
+        ):
+            yield self.one(f"{name}_seconds", "s", "lower", seconds)
+
+    def of_profile(self, shares: Shares) -> Iterator[Measurement]:
+        """Share of a profiled step by class of kernel."""
+        for kind, share in shares.shares.items():
+            longest = shares.top.get(kind, [])
+            yield self.one(
+                f"kernel_share/{kind}",
+                "share",
+                "lower" if kind == "gaps" else "none",
+                (share,),
+                span_seconds=shares.span_s,
+                longest=longest,
+            )
+
+
+def _recipe(bench: TrainBench, token_budget: int) -> TrainRecipe:
+    return TrainRecipe(
+        learning_rate=_LEARNING_RATE, token_budget=token_budget, optimizer=bench.optimizer
+    )
+
+
+def _draw(bench: TrainBench, tokens: int) -> _Rows:
+    shape = bench.model_shape
+    rows, audio = draw_rows(
+        tokens,
+        bench.example_tokens,
+        hidden=shape.hidden,
+        audio_token=shape.vocabulary - 1,
+        seed=bench.seed,
+    )
+    return _Rows(rows, audio)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _limit_memory(bench: TrainBench, device: torch.device) -> None:
+    """Make the allocator fail beyond the budget: a larger card must not hide an overrun."""
+    if device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    fraction = min(1.0, bench.memory_gb * _GB / total)
+    torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+
+def _time_steps(take: Callable[[int], float], bench: TrainBench, device: torch.device) -> _Timed:
+    """Seconds of each step after the warm-up, each waited for; peak over all of them."""
+    losses = []
+    try:
+        losses += [take(step) for step in range(bench.num_warmup)]
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds = []
+        for step in range(bench.num_steps):
+            at = _now(device)
+            losses.append(take(bench.num_warmup + step))
+            seconds.append(_now(device) - at)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"a step does not fit into the device's memory: {reason}") from error
+    peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return _Timed(tuple(seconds), peak_bytes, tuple(losses))
+
+
+def _now(device: torch.device) -> float:
+    """Wall clock, once the device has done everything asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
