@@ -4,7 +4,9 @@ Not here: reading prediction files (submission.py) and the grade that training u
 which is the strict one.
 
 The benchmark compares sets of words and is therefore blind to their order: "man bites dog" passes
-for "dog bites man". It also skips what has no answer; both accuracies here are of all questions.
+for "dog bites man". Its script also skips records without an answer, so its denominator shrinks;
+what it would print is `official_script_accuracy`, every other accuracy is of all questions.
+Source: `string_match` of code/evaluation.py in github.com/ddlBoJack/MMAR.
 """
 
 import re
@@ -38,14 +40,20 @@ class Accuracy(Record):
 class Score(Accuracy):
     """Accuracies over all questions and by group.
 
-    `num_unknown` predictions have an id that no question has and are ignored. `num_order_blind`
-    questions have a wrong choice that the official matcher accepts; `num_official_only` predictions
-    are right by the official matcher and wrong by the strict one.
+    `num_unknown` predictions have an id that no question has and are ignored. `num_with_answer`
+    questions have a prediction, be it empty: the official script's denominator, which gives
+    `official_script_accuracy`, None where it is 0. `order_blind_ids` are questions of which the
+    official matcher accepts a wrong choice; `num_official_only` predictions are right by the
+    official matcher and wrong by the strict one.
     """
 
     num_unknown: int
+    num_with_answer: int
+    official_script_accuracy: Fraction | None
     num_order_blind: int
+    order_blind_ids: tuple[str, ...]
     num_official_only: int
+    by_modality: dict[str, Accuracy]
     by_category: dict[str, Accuracy]
     by_sub_category: dict[str, Accuracy]
 
@@ -91,11 +99,18 @@ def score(predictions: Mapping[str, str], questions: Sequence[Question]) -> Scor
     if not questions:
         raise DataError("there are no questions to score against: check the META file")
     outcomes = [_outcome(predictions.get(question.id, ""), question) for question in questions]
+    num_with_answer = sum(question.id in predictions for question in questions)
+    num_official = sum(outcome.official for outcome in outcomes)
+    blind = tuple(question.id for question in questions if order_blind_choices(question))
     return Score(
         **_accuracy(outcomes).model_dump(),
         num_unknown=len(predictions.keys() - {question.id for question in questions}),
-        num_order_blind=sum(bool(order_blind_choices(question)) for question in questions),
+        num_with_answer=num_with_answer,
+        official_script_accuracy=num_official / num_with_answer if num_with_answer else None,
+        num_order_blind=len(blind),
+        order_blind_ids=blind,
         num_official_only=sum(outcome.official and not outcome.strict for outcome in outcomes),
+        by_modality=_by([question.modality for question in questions], outcomes),
         by_category=_by([question.category for question in questions], outcomes),
         by_sub_category=_by([question.sub_category for question in questions], outcomes),
     )

@@ -1,6 +1,6 @@
 """The few statistics by which a model is believed to be better: intervals and exact tests.
 
-Not here: what follows from them (verdict.py). Standard library and numpy only, numpy inside the two
+Not here: what follows from them (verdict.py). Standard library and numpy only, numpy inside the
 functions that need it: importing scipy.stats would cost every command line a second.
 """
 
@@ -11,6 +11,7 @@ from typing import Final
 
 CONFIDENCE: Final = 0.95
 NUM_RESAMPLES: Final = 10_000
+_MAX_WHOLE: Final = 1_000
 
 
 def wilson_interval(k: int, n: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -63,6 +64,42 @@ def bootstrap_gain(
     tail = (1 - confidence) / 2
     low, high = np.quantile(gains, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def bootstrap_gain_by_cluster(
+    gains: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of sum(gains) / sum(sizes), drawing whole clusters.
+
+    Cluster i has `sizes[i]` paired items, of which it won minus lost `gains[i]`. Clusters of equal
+    gain and size are drawn together, from a multinomial, so a million cost no more than ten. (0, 0)
+    where there are none.
+    """
+    import numpy as np  # noqa: PLC0415  # 0.1 s that `--help` should not pay
+
+    if not len(sizes):
+        return 0.0, 0.0
+    kinds, counts = np.unique(np.stack([gains, sizes]), axis=1, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(sizes), counts / len(sizes), size=num_resamples
+    )
+    tail = (1 - confidence) / 2
+    low, high = np.quantile((drawn @ kinds[0]) / (drawn @ kinds[1]), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def binomial_at_most(k: int, n: int, p: float) -> float:
+    """P(at most k of n) where each has probability p; at least 8 digits."""
+    if not 0 <= k <= n or not 0 <= p <= 1:
+        raise ValueError(f"{k} of {n} with probability {p}")
+    if p in {0.0, 1.0} or k == n:
+        return 1.0 if p == 0 or k == n else 0.0
+    return _binomial_tail(n - k, n, 1 - p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -122,7 +159,34 @@ def minimum_detectable_gain(
 
 
 def _fair_coin_tail(k: int, n: int) -> float:
-    """P(at least k heads of n), exact: one division of whole numbers."""
+    """P(at least k heads of n): one division of whole numbers, in logarithms where n is large.
+
+    Whole numbers of n bits cost n^2: 0.1 ms at 1,000, minutes at 1,000,000.
+    """
     if not 0 <= k <= n:
         raise ValueError(f"{k} of {n} discordant pairs")
+    if n > _MAX_WHOLE:
+        return _binomial_tail(k, n, 0.5)
     return sum(math.comb(n, i) for i in range(k, n + 1)) / (1 << n)
+
+
+def _binomial_tail(k: int, n: int, p: float) -> float:
+    """P(at least k of n), 0 < p < 1; terms from k on, each from the one before, until they vanish.
+
+    Below the mean the terms grow first, so there it is 1 minus the other tail.
+    """
+    if k == 0:
+        return 1.0
+    if k < n * p:
+        return 1.0 - _binomial_tail(n - k + 1, n, 1 - p)
+    log_term = (
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        + k * math.log(p) + (n - k) * math.log1p(-p)
+    )  # fmt: skip
+    total, share = 1.0, 1.0
+    for i in range(k, n):
+        share *= (n - i) / (i + 1) * (p / (1 - p))
+        total += share
+        if share < 1e-17 * total:
+            break
+    return min(1.0, math.exp(log_term) * total)

@@ -70,7 +70,7 @@ def pack(predictions: Sequence[Prediction], questions: Sequence[Question]) -> by
 def problems(data: bytes, questions: Sequence[Question]) -> list[str]:
     """Name every problem of a submission zip, one sentence each; empty means it is right."""
     try:
-        result = _result_of(data)
+        result = unpack_result(data)
     except DataError as error:
         return [str(error)]
     choices_by_id = {question.id: question.choices for question in questions}
@@ -95,7 +95,7 @@ def read_predictions(data: bytes, name: str) -> dict[str, str]:
     that cannot be read without guessing.
     """
     try:
-        result = _result_of(data) if data.startswith(_ZIP_MAGIC) else data
+        result = unpack_result(data) if data.startswith(_ZIP_MAGIC) else data
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     answers: dict[str, str | None] = {}
@@ -127,7 +127,7 @@ def _zip_of(result: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _result_of(data: bytes) -> bytes:
+def unpack_result(data: bytes) -> bytes:
     """Take the one file out of a submission zip; DataError says why it cannot be had."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -16,6 +16,7 @@ from mmar_jobs.datasets.listed_choices import Listed, match_answer, take_choices
 from mmar_jobs.datasets.source_ids import source_ids
 from mmar_jobs.records import Question, Record
 
+BENCHMARK_MARK: Final = "benchmark_item"
 _BOM: Final = "\ufeff"
 
 
@@ -85,11 +86,21 @@ def _question(row: object, line_number: int, source: str) -> Question | BadRow:
     # JSON may hold half a surrogate pair, which no record can.
     shown = str(key).encode(errors="replace").decode() if isinstance(key, str | int) else None
     try:
+        _refuse_marked(row)
         return _reader(row)(row, source)
     except ValidationError as error:
         return _bad(line_number, shown, _sentence(error))
     except ValueError as error:
         return _bad(line_number, shown, str(error))
+
+
+def _refuse_marked(row: Mapping[str, Any]) -> None:
+    """`analyze --export` marks what it takes from a benchmark, so that nothing trains on it."""
+    if row.get(BENCHMARK_MARK):
+        raise ValueError(
+            f"is marked {BENCHMARK_MARK}: an exported item of the benchmark, never a question to "
+            "ingest"
+        )
 
 
 def _reader(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any], str], Question]:
@@ -115,7 +126,9 @@ def _benchmark(row: Mapping[str, Any], source: str) -> Question:
     choices = row.get("choices")
     if not isinstance(choices, list) or not choices:
         raise ValueError("has no choices: needs a list of their texts")
-    listed = Listed(_text(row, "question"), tuple(_as_text("choice", c) for c in choices), ())
+    texts = (_as_text("choice", choice) for choice in choices)
+    # Four of the real 1,000 rows end their choices with an empty one, which nobody can answer.
+    listed = Listed(_text(row, "question"), tuple(text for text in texts if text.strip()), ())
     return _built(row, listed, _audio(_text(row, "audio_path")), source)
 
 
