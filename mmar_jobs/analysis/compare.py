@@ -224,11 +224,11 @@ def _changes(
 def _interval(
     clip_Q: NDArray[np.int32], gain_Q: NDArray[np.int64], lost: int, won: int
 ) -> tuple[float, float]:
-    clips, clip_Q = np.unique(clip_Q, return_inverse=True)
+    clips, place_Q = np.unique(clip_Q, return_inverse=True)
     if len(clips) == len(clip_Q):
         return _bootstrap(lost, won, len(clip_Q))
-    gains = np.bincount(clip_Q, weights=gain_Q).round().astype(np.int64)
-    return bootstrap_gain_by_cluster(gains.tolist(), np.bincount(clip_Q).tolist(), seed=SEED)
+    gains = np.bincount(place_Q, weights=gain_Q).round().astype(np.int64)
+    return bootstrap_gain_by_cluster(gains.tolist(), np.bincount(place_Q).tolist(), seed=SEED)
 
 
 @lru_cache(maxsize=4096)

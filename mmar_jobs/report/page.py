@@ -28,15 +28,7 @@ DECISIONS: Final = {
 
 def render_page(run: Run, comparison: Comparison | None, cases: Sequence[Case]) -> str:
     """The whole page; equal runs give equal text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(_FILTERS)
-    return environment.get_template(TEMPLATE).render(
+    return open_templates(Path(__file__).parent).get_template(TEMPLATE).render(
         run=run,
         seen=comparison,
         after_name=_after_name(comparison),
@@ -51,6 +43,19 @@ def render_page(run: Run, comparison: Comparison | None, cases: Sequence[Case]) 
         total_s=sum(sum(row.values()) for row in stage_seconds(run).values()),
         max_rejects=MAX_REJECTS,
     )
+
+
+def open_templates(*folders: Path) -> Environment:
+    """The templates in `folders`, with the report's words for numbers and everything escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment
 
 
 def _after_name(comparison: Comparison | None) -> str:

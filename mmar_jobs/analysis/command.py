@@ -1,0 +1,134 @@
+"""The commands `compare` and `analyze`: files in, a table, JSON, a page or failed items out.
+
+Not here: numbers (compare.py, signs.py), words (text.py), HTML (page.py).
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmar_jobs.analysis.compare import compare as compare_files
+from mmar_jobs.analysis.items import read_items
+from mmar_jobs.analysis.lines import open_lines
+from mmar_jobs.analysis.outcomes import Matcher, read_outcomes
+from mmar_jobs.analysis.text import table
+from mmar_jobs.arguments import Parser
+from mmar_jobs.errors import ExitCode, SettingsError
+
+_MIB = 1024 * 1024
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Say whether prediction files are better than the first one, and where they got worse."""
+    parser = Parser(
+        "mmar-jobs compare", description="Is it better than the first, and where is it worse?"
+    )
+    parser.add_argument(
+        "predictions",
+        metavar="PREDICTIONS",
+        nargs="+",
+        help="two or more submission zips or JSONL files, path or URI; the first is the baseline",
+    )
+    _add_common(parser)
+    parser.add_argument(
+        "--all-pairs",
+        action="store_true",
+        help="compare every file with every other (default: with the first)",
+    )
+    parser.add_argument(
+        "--max-items",
+        type=_count,
+        default=100,
+        help="flipped questions that the page shows of each pair (default: 100)",
+    )
+    chosen = parser.parse_args(arguments)
+    if len(chosen.predictions) < 2:
+        raise SettingsError("one file cannot be compared: name a baseline and another file")
+    items = read_items(open_lines(chosen.meta))
+    files = [
+        read_outcomes(open_lines(uri), items, matcher=chosen.matcher, name=name)
+        for uri, name in zip(chosen.predictions, _names(chosen.predictions), strict=True)
+    ]
+    found = compare_files(items, files, matcher=chosen.matcher, all_pairs=chosen.all_pairs)
+    if chosen.html is not None:
+        from mmar_jobs.analysis.page import render_comparison  # noqa: PLC0415 - jinja2, matplotlib
+        from mmar_jobs.analysis.sound import Sounds  # noqa: PLC0415 - the page's clips
+
+        sounds = Sounds(
+            _audio_root(chosen.audio_root, chosen.meta),
+            chosen.html,
+            embed_bytes=chosen.embed_mb * _MIB,
+        )
+        html = render_comparison(found, items, files, sounds=sounds, max_items=chosen.max_items)
+        write_text(chosen.html, html)
+    shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(table(found))
+    sys.stdout.write(f"{shown}\n")
+    return ExitCode.DONE
+
+
+def _add_common(parser: Parser) -> None:
+    parser.add_argument(
+        "--meta",
+        required=True,
+        help="questions with answers (MMAR-meta.jsonl), path or URI (required)",
+    )
+    parser.add_argument(
+        "--matcher",
+        type=Matcher,
+        choices=list(Matcher),
+        default=Matcher.STRICT,
+        help="what counts as right: names exactly the right choice, or the benchmark's own sets of "
+        "words (default: strict)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object (default: a table)"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a page to FILE (default: none)"
+    )
+    parser.add_argument(
+        "--audio-root",
+        help="folder or bucket below which the clips of the page lie (default: META's folder)",
+    )
+    parser.add_argument(
+        "--embed-mb",
+        type=_count,
+        default=20,
+        help="MiB of clips to put into the page; the others are played from their files "
+        "(default: 20)",
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _names(uris: Sequence[str]) -> list[str]:
+    """Short names of files: their stems, or where these are not different, the whole paths."""
+    if len(set(uris)) < len(uris):
+        raise SettingsError("the same file is given twice: every file is compared once")
+    stems = [Path(uri).stem for uri in uris]
+    return stems if len(set(stems)) == len(stems) else list(uris)
+
+
+def _audio_root(given: str | None, meta: str) -> str:
+    if given is not None:
+        return given
+    folder = meta.rpartition("/")[0]
+    return folder or "."
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all; SettingsError where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft")
+        draft.write_text(text, encoding="utf-8", errors="replace")
+        draft.replace(path)
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror}; name another file") from None
+
+

@@ -1,0 +1,157 @@
+"""What a comparison says, in words with numbers and as a table for a terminal.
+
+Not here: any number (compare.py), HTML (page.py).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from mmar_jobs.analysis.compare import (
+    Change,
+    Comparison,
+    Finding,
+    GroupChange,
+    Pair,
+    worst_first,
+)
+
+MINUS: Final = "\N{MINUS SIGN}"
+DIMENSION_NAMES: Final = {
+    "modality": "modality",
+    "category": "category",
+    "sub_category": "sub-category",
+    "num_choices": "number of choices",
+    "clip_length": "clip length",
+}
+_NUM_NAMED: Final = 3
+_MAX_NAME: Final = 44
+
+
+def points(fraction: float) -> str:
+    """A difference of accuracies in points, with its sign."""
+    return f"{100 * fraction:+.1f}".replace("-", MINUS)
+
+
+def p_text(value: float) -> str:
+    """A p-value after a sign of comparison."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def headline(pair: Pair) -> str:
+    """Is it better?"""
+    size = f"{100 * abs(pair.gain):.1f} points"
+    if pair.finding is Finding.BETTER:
+        return f"Yes: {pair.name} is better than {pair.baseline}, by {size}"
+    if pair.finding is Finding.WORSE:
+        return f"No: {pair.name} is worse than {pair.baseline}, by {size}"
+    if not pair.num_lost + pair.num_won:
+        return f"No difference: {pair.name} is right exactly where {pair.baseline} is"
+    return f"Not measurably: {pair.name} differs from {pair.baseline} by {points(pair.gain)} points"
+
+
+def evidence(pair: Pair) -> str:
+    """The numbers behind the headline, and what this many questions could have shown."""
+    low, high = pair.gain_ci95
+    told = (
+        f"{pair.baseline_accuracy:.1%} → {pair.accuracy:.1%} of {pair.n:,} questions, "
+        f"{points(pair.gain)} points (95 %: {points(low)} to {points(high)}); {pair.num_won} won, "
+        f"{pair.num_lost} lost, exact McNemar {p_text(pair.p_value)}."
+    )
+    if pair.detectable_gain is None:
+        return f"{told} With so few disagreements no difference could have been shown."
+    return (
+        f"{told} With this many disagreements, {pair.n:,} questions show a difference of "
+        f"{100 * pair.detectable_gain:.1f} points or more (80 % power)."
+    )
+
+
+def where_worse(pair: Pair) -> str:
+    """Where did it get worse?"""
+    ranked = worst_first(pair)
+    if not ranked:
+        return "It lost in no group."
+    proven = [(name, row) for name, row in ranked if row.finding is Finding.WORSE]
+    if proven:
+        return f"Measurably worse in {_named(proven)}."
+    return (
+        "Measurably worse in no group (Holm-adjusted, 5 %). The largest net losses, which may be "
+        f"chance: {_named(ranked)}."
+    )
+
+
+def table(comparison: Comparison) -> list[str]:
+    """Everything as lines of text, each pair's answer first."""
+    lines: list[str] = []
+    if len(comparison.files) > 2:
+        lines += [*_grid(_file_rows(comparison)), ""]
+    for pair in comparison.pairs:
+        lines += [headline(pair), f"  {evidence(pair)}", f"  {where_worse(pair)}", ""]
+        lines += [*_grid(_pair_rows(pair)), ""]
+    if comparison.num_clips < comparison.num_questions:
+        lines.append(
+            f"{comparison.num_questions:,} questions share {comparison.num_clips:,} clips: "
+            "intervals draw whole clips, p-values take questions as independent."
+        )
+    lines.append(f"Right by the {comparison.matcher} matcher.")
+    return lines
+
+
+def _named(rows: Sequence[tuple[str, GroupChange]]) -> str:
+    shown = [
+        f"{DIMENSION_NAMES[dimension]} {row.name} ({points(row.gain)} points of {row.n}, "
+        f"{p_text(row.p_value_holm)})"
+        for dimension, row in rows[:_NUM_NAMED]
+    ]
+    more = len(rows) - _NUM_NAMED
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _file_rows(comparison: Comparison) -> list[list[str]]:
+    rows = [["file", "right", "95 %", "names a choice"]]
+    for file in comparison.files:
+        low, high = file.accuracy_ci95
+        interval = f"{low:.1%} to {high:.1%}"
+        rows.append([file.name, f"{file.accuracy:.1%}", interval, str(file.num_named)])
+    return rows
+
+
+def _pair_rows(pair: Pair) -> list[list[str]]:
+    rows = [["", "n", pair.baseline, pair.name, "change", "95 %", "won", "lost", "p", "p, Holm"]]
+    rows.append([*_cells("all", pair), ""])
+    for dimension, found in pair.dimensions.items():
+        rows.append([DIMENSION_NAMES[dimension], *[""] * 9])
+        for row in found:
+            mark = f" {row.finding}" if row.finding is not Finding.NO_DIFFERENCE else ""
+            rows.append([*_cells(f"  {row.name}", row), f"{_p(row.p_value_holm)}{mark}"])
+    return rows
+
+
+def _cells(name: str, row: Change) -> list[str]:
+    low, high = row.gain_ci95
+    return [
+        name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…",
+        str(row.n),
+        f"{row.baseline_accuracy:.1%}",
+        f"{row.accuracy:.1%}",
+        points(row.gain),
+        f"{points(low)} to {points(high)}",
+        str(row.num_won),
+        str(row.num_lost),
+        _p(row.p_value),
+    ]
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
