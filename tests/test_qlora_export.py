@@ -11,12 +11,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmar_jobs.base_model import model_digest
 from mmar_jobs.errors import DataError
 from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mmar_jobs.qlora.export import expert_fastest, export_adapter, from_expert_fastest, load_adapter
-from mmar_jobs.qlora.load import load_thinker
-from mmar_jobs.qlora.merge import merge_adapter, merge_to_folder
+from mmar_jobs.qlora.merge import merge_adapter
 from mmar_jobs.qlora.recipes import LoraRecipe
 from tests import qlora_cases as cases
 
@@ -138,24 +136,6 @@ def test_merged_in_place_equals_adapted(tmp_path: Path) -> None:
     model = cases.thinker()
     merge_adapter(model, tmp_path)
     assert (logits_of(model) - logits_of(lora.model)).abs().max() <= TOLERANCE
-
-
-def test_merged_folder_equals_adapted(tmp_path: Path) -> None:
-    """The merged folder loads like the base and gives the adapted model's logits.
-
-    Its files are the base's, name for name, and it is the same on a second merge.
-    """
-    lora = cases.adapted()
-    export_adapter(lora, tmp_path / "adapter", "tiny")
-    for name in ("one", "two"):
-        merge_to_folder(cases.base_folder(), tmp_path / "adapter", tmp_path / name)
-    base, one = cases.base_folder(), tmp_path / "one"
-    assert sorted(p.name for p in base.iterdir()) == sorted(p.name for p in one.iterdir())
-    assert (base / "config.json").read_bytes() == (one / "config.json").read_bytes()
-    model = load_thinker(one, dtype=torch.float32, device=torch.device("cpu"))
-    assert (logits_of(model) - logits_of(lora.model)).abs().max() <= TOLERANCE
-    assert model_digest(one) == model_digest(tmp_path / "two")
-    assert model_digest(one) != model_digest(base)
 
 
 def test_merge_onto_another_model_is_refused(tmp_path: Path) -> None:

@@ -1,36 +1,54 @@
-"""Adapters as files, in the layout that PEFT and vLLM read, and back.
+"""Adapters as files that PEFT and vLLM read, and back; one tensor is in memory at a time.
 
 Not here: merging an adapter into a base (merge.py).
 
-PEFT's layout of fused experts (peft 0.21, tuners/lora/layer.py ParamWrapper): lora_A is
-expert-slowest (E·R, in), lora_B expert-fastest (out, R·E). gate and up are one parameter there, so
-their two pairs become one of rank 2R: A = [A_gate; A_up], B block-diagonal, alpha doubled so that
-the scale stays.
+Layout of fused experts (peft 0.21, tuners/lora/layer.py ParamWrapper): lora_A is expert-slowest
+(E·R, in), lora_B expert-fastest (out, R·E). gate and up are one parameter there, so their two pairs
+become one of rank 2R: A = [A_gate; A_up], B block-diagonal, alpha doubled so that the scale stays.
+The zeros are 0.6 of 4.0 billion numbers at the shape of the 30B model; neither reader has a layout
+that separates gate and up without them (vLLM reads per-expert pairs of such a model only behind
+--enable-mixed-moe-lora-format, PEFT wraps whole parameters).
+
+vLLM reads the same names (read in the released sources of 0.28 to 0.32, vllm/lora):
+- 0.28 refuses LoRA for Qwen3-Omni; from 0.29 on the thinker has is_3d_moe_weight = True and
+  _stack_moe_lora_weights takes `experts.base_layer` as gate_up_proj, `experts` as down_proj,
+  reshapes A to (E, R, in) and B to (out, R, E), as PEFT does.
+- Its WeightsMapper maps `model.` as well as `thinker.model.` to `language_model.model.`, so the
+  names that PEFT wants on the thinker class, base_model.model.model.layers..., serve both.
+- 0.29 to 0.31 know no rank_pattern and no alpha_pattern: every module is scaled by lora_alpha / r.
+  So alpha must be doubled together with the rank, and is; 0.32 applies the patterns.
+- --max-lora-rank must be at least 2R: 0.32 says so, before the copy into a buffer fails.
 
 Legend: E experts, R rank, H hidden, I expert width, O out-features.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmar_jobs.errors import DataError
 from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mmar_jobs.qlora.experts import ExpertLora
 from mmar_jobs.qlora.lora import LoraLinear, LoraModel
+from mmar_jobs.qlora.tensor_file import DTYPES, Slot, read_header, read_tensor, write_tensors
+from mmar_jobs.store import disk
 
 METADATA_KEY: Final = "mmar_jobs"
-_PREFIX: Final = "base_model.model."
+FORMAT_VERSION: Final = "1"
+BASE_DIGEST: Final = "base_digest"
+PREFIX: Final = "base_model.model."
+# PEFT nests one wrapper per parameter of the experts module: gate_up_proj is the inner one.
+INNER: Final = ".base_layer"
 _GATE_UP: Final = "mlp.experts.gate_up_proj"
 _DOWN: Final = "mlp.experts.down_proj"
-# PEFT nests one wrapper per parameter of the experts module: gate_up_proj is the inner one.
-_INNER: Final = ".base_layer"
+
+# A tensor of the file: its shape, and a function that makes it from the factors.
+_Part = tuple[tuple[int, ...], Callable[[], Tensor]]
 
 
 def expert_slowest(factor_ERI: Tensor) -> Tensor:
@@ -56,26 +74,43 @@ def block_diagonal(gate_EIR: Tensor, up_EIR: Tensor) -> Tensor:
     )
 
 
-def _expert_state(path: str, lora: ExpertLora) -> dict[str, Tensor]:
-    gate_up_B = block_diagonal(lora.gate_B, lora.up_B)
-    return {
-        f"{_PREFIX}{path}{_INNER}.lora_A.weight": expert_slowest(lora.gate_up_A),
-        f"{_PREFIX}{path}{_INNER}.lora_B.weight": expert_fastest(gate_up_B),
-        f"{_PREFIX}{path}.lora_A.weight": expert_slowest(lora.down_A),
-        f"{_PREFIX}{path}.lora_B.weight": expert_fastest(lora.down_B),
-    }
+def _expert_parts(path: str, lora: ExpertLora) -> Iterator[tuple[str, _Part]]:
+    num_experts, width, rank = lora.gate_B.shape
+    hidden = lora.down_B.shape[1]
+    yield (
+        f"{path}{INNER}.lora_A",
+        ((2 * rank * num_experts, hidden), lambda: expert_slowest(lora.gate_up_A)),
+    )
+    yield (
+        f"{path}{INNER}.lora_B",
+        (
+            (2 * width, 2 * rank * num_experts),
+            lambda: expert_fastest(block_diagonal(lora.gate_B, lora.up_B)),
+        ),
+    )
+    yield (
+        f"{path}.lora_A",
+        ((rank * num_experts, width), lambda: expert_slowest(lora.down_A)),
+    )
+    yield (
+        f"{path}.lora_B",
+        ((hidden, rank * num_experts), lambda: expert_fastest(lora.down_B)),
+    )
 
 
-def adapter_state(lora: LoraModel) -> dict[str, Tensor]:
-    """All tensors of the adapter in PEFT's names and shapes, fp32 on CPU."""
-    state: dict[str, Tensor] = {}
-    for path, site in lora.sites.items():
-        if isinstance(site, ExpertLora):
-            state |= _expert_state(path, site)
-            continue
-        state[f"{_PREFIX}{path}.lora_A.weight"] = site.lora_A
-        state[f"{_PREFIX}{path}.lora_B.weight"] = site.lora_B
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
+def _linear_parts(path: str, lora: LoraLinear) -> Iterator[tuple[str, _Part]]:
+    yield f"{path}.lora_A", (tuple(lora.lora_A.shape), lambda: lora.lora_A)
+    yield f"{path}.lora_B", (tuple(lora.lora_B.shape), lambda: lora.lora_B)
+
+
+def _parts(lora: LoraModel) -> dict[str, _Part]:
+    found: dict[str, _Part] = {}
+    for path, site in sorted(lora.sites.items()):
+        named = (
+            _expert_parts(path, site) if isinstance(site, ExpertLora) else _linear_parts(path, site)
+        )
+        found |= {f"{PREFIX}{name}.weight": part for name, part in named}
+    return found
 
 
 def _adapter_config(lora: LoraModel, base_name: str) -> dict[str, Any]:
@@ -105,69 +140,130 @@ def export_adapter(
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors; equal factors give equal bytes.
 
-    `metadata` (run, iteration, digests) goes into the safetensors header. The weights come last: a
-    folder that has them is complete. Dropout is a matter of training and is 0 in the config: PEFT
-    refuses another rate on expert parameters.
+    `metadata` goes into the safetensors header, beside rank, alpha and the format's version; give
+    run_id, iteration, base_digest (base_model.model_digest: merge refuses another base by it),
+    parent_digest and recipe_digest. The factors are written in the dtype of the model's embeddings,
+    that is bfloat16 for the 30B model: the merged weights are rounded to it anyway (see
+    tests/test_qlora_export.py for what that costs). The weights come last: a folder that has them
+    is complete. Dropout is a matter of training and is 0 in the config: PEFT refuses another rate
+    on expert parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(_adapter_config(lora, base_name), indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
-    # One header key: safetensors writes several in an order that changes between runs.
-    header = {METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)}
-    partial = folder / f"{ADAPTER_WEIGHTS}.partial"
-    save_file(adapter_state(lora), partial, metadata=header)
-    partial.rename(folder / ADAPTER_WEIGHTS)
+    recipe = lora.recipe
+    known = {"format": FORMAT_VERSION, "rank": str(recipe.rank), "alpha": str(float(recipe.alpha))}
+    # One header key: safetensors itself writes several in an order that changes between runs.
+    header = {METADATA_KEY: json.dumps({**(metadata or {}), **known}, sort_keys=True)}
+    parts = _parts(lora)
+    target = folder / ADAPTER_WEIGHTS
+    with disk.explained("write", str(target)), torch.no_grad():
+        disk.replace_file(
+            target,
+            lambda file: write_tensors(
+                file,
+                {name: shape for name, (shape, _) in parts.items()},
+                (make() for _, make in parts.values()),
+                dtype=lora.model.get_input_embeddings().weight.dtype,
+                metadata=header,
+            ),
+        )
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of an adapter folder; DataError when it holds none."""
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter folder, opened: config, header and metadata, tensors only when asked for."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    slots: Mapping[str, Slot]
+    metadata: Mapping[str, str]
+
+    def tensor(self, name: str, device: torch.device) -> Tensor:
+        """One tensor; DataError when it is absent or holds NaN or infinity."""
+        path = self.folder / ADAPTER_WEIGHTS
+        with path.open("rb") as file:
+            tensor = read_tensor(file, self.slots[name]).to(device)
+        if not tensor.isfinite().all():
+            raise DataError(f"{path}: {name} holds NaN or infinity: train this adapter again")
+        return tensor
+
+
+def open_adapter(folder: Path) -> AdapterFile:
+    """Read config and header; DataError when there is no adapter, or its two files disagree."""
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        header = read_header(folder / ADAPTER_WEIGHTS)
+        metadata = json.loads(header.metadata.get(METADATA_KEY, "{}"))
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} holds no readable adapter: {error}") from error
-    return config, state
+    odd = [slot.name for slot in header.slots if slot.dtype not in DTYPES]
+    if odd:
+        raise DataError(f"{folder}: adapter tensor {odd[0]} is quantised: export it in bf16")
+    known = {"format": FORMAT_VERSION, "rank": str(rank), "alpha": str(alpha)}
+    for key, value in known.items():
+        if metadata.get(key, value) != value:
+            raise DataError(
+                f"{folder}: {ADAPTER_WEIGHTS} was written with {key} {metadata[key]}, "
+                f"{ADAPTER_CONFIG} or this version has {value}: take both files from one export"
+            )
+    return AdapterFile(folder, config, {slot.name: slot for slot in header.slots}, metadata)
 
 
-def _load_site(site: LoraLinear | ExpertLora, path: str, state: dict[str, Tensor]) -> None:
-    a, b = state.pop(f"{_PREFIX}{path}.lora_A.weight"), state.pop(f"{_PREFIX}{path}.lora_B.weight")
-    if isinstance(site, LoraLinear):
-        site.lora_A.copy_(a)
-        site.lora_B.copy_(b)
-        return
+def _load_linear(site: LoraLinear, path: str, adapter: AdapterFile) -> None:
+    for name, factor in (("lora_A", site.lora_A), ("lora_B", site.lora_B)):
+        factor.copy_(adapter.tensor(f"{PREFIX}{path}.{name}.weight", factor.device))
+
+
+def _load_experts(site: ExpertLora, path: str, adapter: AdapterFile) -> None:
     num_experts, width, rank = site.gate_B.shape
-    site.down_A.copy_(a.reshape(site.down_A.shape))
-    site.down_B.copy_(from_expert_fastest(b, num_experts))
-    inner_a = state.pop(f"{_PREFIX}{path}{_INNER}.lora_A.weight")
-    inner_b = state.pop(f"{_PREFIX}{path}{_INNER}.lora_B.weight")
-    site.gate_up_A.copy_(inner_a.reshape(site.gate_up_A.shape))
-    blocks = from_expert_fastest(inner_b, num_experts)
-    site.gate_B.copy_(blocks[:, :width, :rank])
-    site.up_B.copy_(blocks[:, width:, rank:])
+    device = site.gate_B.device
+
+    def read(name: str) -> Tensor:
+        return adapter.tensor(f"{PREFIX}{path}{name}.weight", device)
+
+    site.down_A.copy_(read(".lora_A").reshape(site.down_A.shape))
+    site.down_B.copy_(from_expert_fastest(read(".lora_B"), num_experts))
+    site.gate_up_A.copy_(read(f"{INNER}.lora_A").reshape(site.gate_up_A.shape))
+    blocks = from_expert_fastest(read(f"{INNER}.lora_B"), num_experts)
     if blocks[:, :width, rank:].any() or blocks[:, width:, :rank].any():
         raise DataError(f"{path}: gate and up share rank in this adapter, ours keep them apart")
+    site.gate_B.copy_(blocks[:, :width, :rank])
+    site.up_B.copy_(blocks[:, width:, rank:])
 
 
 @torch.no_grad()
 def load_adapter(lora: LoraModel, folder: Path) -> None:
-    """Copy an exported adapter's factors into `lora`, to go on from a parent; bit-exact.
+    """Copy an exported adapter's factors into `lora`, to go on from a parent; exactly its values.
 
-    Raises DataError when rank, alpha, shapes or the set of projections differ.
+    Raises DataError when rank, alpha, shapes or the set of projections differ, or a factor is NaN.
     """
-    config, state = read_adapter(folder)
-    recipe = lora.recipe
+    adapter = open_adapter(folder)
+    config, recipe = adapter.config, lora.recipe
     if (config["r"], config["lora_alpha"]) != (recipe.rank, recipe.alpha):
         raise DataError(
             f"{folder} has rank {config['r']} and alpha {config['lora_alpha']}, the recipe has "
             f"rank {recipe.rank} and alpha {recipe.alpha}: train with the parent's"
         )
-    try:
-        for path, site in lora.sites.items():
-            _load_site(site, path, state)
-    except (KeyError, RuntimeError) as error:
-        raise DataError(f"{folder} does not fit this model: {error}") from error
-    if state:
-        raise DataError(
-            f"{folder} holds {len(state)} tensors for no projection, first {min(state)}"
-        )
+    _check_shapes(adapter, {name: shape for name, (shape, _) in _parts(lora).items()})
+    for path, site in lora.sites.items():
+        if isinstance(site, ExpertLora):
+            _load_experts(site, path, adapter)
+        else:
+            _load_linear(site, path, adapter)
+
+
+def _check_shapes(adapter: AdapterFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    folder, slots = adapter.folder, adapter.slots
+    over = sorted(slots.keys() - shapes.keys())
+    if over:
+        raise DataError(f"{folder} holds {len(over)} tensors for no projection, first {over[0]}")
+    for name, shape in shapes.items():
+        if name not in slots:
+            raise DataError(f"{folder} does not fit this model: it lacks {name}")
+        if slots[name].shape != shape:
+            raise DataError(
+                f"{folder} does not fit this model: {name} has shape {list(slots[name].shape)}, "
+                f"the model needs {list(shape)}"
+            )

@@ -1,33 +1,34 @@
-"""Merging an adapter into its base: W + scaling · B·A, in fp32, rounded once.
+"""Merging an adapter into weights: W + scaling · B·A, in fp32, rounded once.
 
-Not here: reading the adapter's files (export.py), loading the merged folder (load.py).
+Not here: the adapter's files (export.py), folders, resuming (merge_folder.py), the command.
 
-Legend: E experts, R rank, O out-features, I in-features (of one projection).
+Legend: E experts, R rank, O out-features, I in-features (of one projection), H hidden.
 """
 
+import functools
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmar_jobs.errors import DataError
-from mmar_jobs.qlora.export import from_expert_fastest, read_adapter
+from mmar_jobs.qlora.export import INNER, PREFIX, AdapterFile, from_expert_fastest, open_adapter
 from mmar_jobs.qlora.foreign import Thinker
+from mmar_jobs.qlora.lora import ATTENTION_PROJECTIONS
 
-_ATTENTION: Final = re.compile(r"base_model\.model\.(.*self_attn\.\w+)\.lora_A\.weight")
-_EXPERTS: Final = re.compile(r"base_model\.model\.(.*mlp\.experts)\.lora_A\.weight")
-_PART_OF_A_PAIR: Final = re.compile(
-    r"base_model\.model\..*(self_attn\.\w+\.lora_B|mlp\.experts(\.base_layer\.lora_[AB]|\.lora_B))"
-    r"\.weight"
+_LINEAR: Final = re.compile(r".*\.self_attn\.\w+")
+_EXPERTS: Final = re.compile(r".*\.mlp\.experts")
+_EXPERT: Final = re.compile(r"(?P<path>.*\.mlp\.experts)\.(?P<expert>\d+)\.(?P<which>\w+)")
+# What would change the arithmetic, or the model beyond it; None, False and these are harmless.
+_UNKNOWN: Final = (
+    *("use_rslora", "use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out"),
+    *("layer_replication", "use_qalora", "use_bdlora", "trainable_token_indices"),
 )
-_ORIGINAL_PREFIX: Final = "thinker."
+_NUM_SHOWN: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,116 +40,220 @@ class Pair:
     scaling: float
 
     def add_to(self, weight_OI: Tensor) -> Tensor:
-        """The merged weight in the dtype it came in, computed in fp32."""
-        delta_OI = self.b.to(weight_OI.device) @ self.a.to(weight_OI.device)
-        return (weight_OI.float() + self.scaling * delta_OI).to(weight_OI.dtype)
+        """The merged weight in the dtype and on the device it came in, computed in fp32."""
+        a, b = (factor.to(weight_OI.device, torch.float32) for factor in (self.a, self.b))
+        merged_OI = torch.addmm(weight_OI.float(), b, a, alpha=self.scaling)
+        return merged_OI.to(weight_OI.dtype)
 
 
-def _expert_pairs(
-    path: str, state: dict[str, Tensor], num_experts: int, scaling: float
-) -> Iterator[tuple[str, Pair]]:
-    a_gate_up = state[f"base_model.model.{path}.base_layer.lora_A.weight"]
-    b_gate_up = state[f"base_model.model.{path}.base_layer.lora_B.weight"]
-    a_down = state[f"base_model.model.{path}.lora_A.weight"]
-    b_down = state[f"base_model.model.{path}.lora_B.weight"]
-    gate_up_A = a_gate_up.reshape(num_experts, -1, a_gate_up.shape[-1])
-    gate_up_B = from_expert_fastest(b_gate_up, num_experts)
-    down_A = a_down.reshape(num_experts, -1, a_down.shape[-1])
-    down_B = from_expert_fastest(b_down, num_experts)
-    width = gate_up_B.shape[1] // 2
-    for expert in range(num_experts):
-        a, b = gate_up_A[expert], gate_up_B[expert]
-        yield f"{path}.{expert}.gate_proj", Pair(a, b[:width], scaling)
-        yield f"{path}.{expert}.up_proj", Pair(a, b[width:], scaling)
-        yield f"{path}.{expert}.down_proj", Pair(down_A[expert], down_B[expert], scaling)
+@dataclass(frozen=True, slots=True)
+class _ExpertFactors:
+    """All factors of one layer's experts: A (E, R, in), B (E, out, R)."""
+
+    gate_up_A: Tensor
+    gate_up_B: Tensor
+    down_A: Tensor
+    down_B: Tensor
 
 
-def read_pairs(folder: Path) -> dict[str, Pair]:
-    """Factors of every projection by its original name without `thinker.` and `.weight`.
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """One LoRA pair of the file; `num_experts` is None for a plain projection."""
 
-    Raises DataError for a folder without an adapter of this project's layout.
+    rank: int
+    scaling: float
+    shape: tuple[int, int]
+    num_experts: int | None = None
+
+
+class AdapterPairs:
+    """The factors of every projection by its original name without `thinker.` and `.weight`.
+
+    Reads one layer's experts at a time and keeps `num_layers_kept` of them (160 MB each in bf16 at
+    the shape of the 30B model) on `device`. Raises DataError where the adapter is none that can be
+    merged; all but its numbers is checked before the first is read.
     """
-    config, state = read_adapter(folder)
-    scaling = config["lora_alpha"] / config["r"]
-    pairs: dict[str, Pair] = {}
-    try:
-        for name, a in state.items():
-            if match := _ATTENTION.fullmatch(name):
-                pairs[match[1]] = Pair(a, state[name.replace("lora_A", "lora_B")], scaling)
-            elif match := _EXPERTS.fullmatch(name):
-                num_experts = a.shape[0] // config["r"]
-                pairs |= dict(_expert_pairs(match[1], state, num_experts, scaling))
-            elif not _PART_OF_A_PAIR.fullmatch(name):
-                raise DataError(
-                    f"{folder}: the adapter holds {name}, which no merge knows: train it again"
-                )
-    except KeyError as error:
-        raise DataError(f"{folder}: the adapter lacks tensor {error}") from error
-    if not pairs:
-        raise DataError(f"{folder}: the adapter holds no projection that can be merged")
-    return pairs
+
+    def __init__(
+        self, folder: Path, *, device: torch.device | None = None, num_layers_kept: int = 1
+    ) -> None:
+        self._file = open_adapter(folder)
+        self._device = device or torch.device("cpu")
+        _check_known(self._file)
+        self._sites = _read_sites(self._file)
+        self.shapes = _projection_shapes(self._sites, folder)
+        self._experts = functools.lru_cache(num_layers_kept)(self._read_experts)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What export_adapter was told: run, iteration, digests; empty for a foreign adapter."""
+        return self._file.metadata
+
+    def pair(self, projection: str) -> Pair:
+        """Factors of one projection of `shapes`; DataError when they hold NaN."""
+        match = _EXPERT.fullmatch(projection)
+        if match is None:
+            site = self._sites[projection]
+            return Pair(
+                self._read(f"{projection}.lora_A"), self._read(f"{projection}.lora_B"), site.scaling
+            )
+        path, expert = match["path"], int(match["expert"])
+        factors = self._experts(path)
+        if match["which"] == "down_proj":
+            scaling = self._sites[path].scaling
+            return Pair(factors.down_A[expert], factors.down_B[expert], scaling)
+        scaling = self._sites[path + INNER].scaling
+        a, b = factors.gate_up_A[expert], factors.gate_up_B[expert]
+        gate, up = b.chunk(2)
+        return Pair(a, gate if match["which"] == "gate_proj" else up, scaling)
+
+    def _read(self, name: str) -> Tensor:
+        return self._file.tensor(f"{PREFIX}{name}.weight", self._device)
+
+    def _read_experts(self, path: str) -> _ExpertFactors:
+        num_experts = self._sites[path].num_experts
+        assert num_experts is not None
+
+        def read_a(name: str) -> Tensor:
+            a = self._read(f"{name}.lora_A")
+            return a.view(num_experts, -1, a.shape[-1])
+
+        def read_b(name: str) -> Tensor:
+            # Contiguous: each expert's factor is strided by E in the file.
+            return from_expert_fastest(self._read(f"{name}.lora_B"), num_experts).contiguous()
+
+        inner = path + INNER
+        return _ExpertFactors(read_a(inner), read_b(inner), read_a(path), read_b(path))
+
+
+def _check_known(file: AdapterFile) -> None:
+    changed = [name for name in _UNKNOWN if file.config.get(name)]
+    if file.config.get("bias", "none") != "none":
+        changed.append("bias")
+    if changed:
+        raise DataError(
+            f"{file.folder}: the adapter sets {', '.join(changed)}, which no merge knows: train a "
+            "plain LoRA adapter"
+        )
+
+
+def _read_sites(file: AdapterFile) -> dict[str, _Site]:
+    """Every pair of the file by path; down of experts under `…experts`, gate_up below it."""
+    stems = {name.removeprefix(PREFIX).removesuffix(".weight") for name in file.slots}
+    sites: dict[str, _Site] = {}
+    for path in sorted({stem.rpartition(".lora_")[0] or stem for stem in stems}):
+        is_expert = _EXPERTS.fullmatch(path.removesuffix(INNER)) is not None
+        if not is_expert and not _LINEAR.fullmatch(path):
+            raise DataError(
+                f"{file.folder}: the adapter holds {PREFIX}{path}, which no merge knows: train it "
+                "again"
+            )
+        sites[path] = _read_site(file, path, is_expert=is_expert)
+    if not sites:
+        raise DataError(f"{file.folder}: the adapter holds no projection that can be merged")
+    return sites
+
+
+def _read_site(file: AdapterFile, path: str, *, is_expert: bool) -> _Site:
+    shapes = []
+    for factor in ("lora_A", "lora_B"):
+        name = f"{PREFIX}{path}.{factor}.weight"
+        if name not in file.slots:
+            raise DataError(f"{file.folder}: the adapter lacks tensor {name}: copy it again")
+        shapes.append(file.slots[name].shape)
+    rank, scaling = _rank_and_scaling(file.config, path)
+    a, b = shapes
+    num_experts, rest = divmod(a[0], rank)
+    fits = len(a) == 2 == len(b) and a[0] == b[1] and not rest and (is_expert or num_experts == 1)
+    if not fits:
+        raise DataError(
+            f"{file.folder}: {path} has factors {list(a)} and {list(b)}, which rank {rank} of its "
+            "config contradicts: take both files from one export"
+        )
+    return _Site(rank, scaling, (b[0], a[1]), num_experts if is_expert else None)
+
+
+def _rank_and_scaling(config: Mapping[str, Any], path: str) -> tuple[int, float]:
+    """As PEFT (get_pattern_key, 0.21): a pattern fits a name's end, the first one counts."""
+    name = path
+    if _EXPERTS.fullmatch(path.removesuffix(INNER)):
+        name = (
+            f"{path.removesuffix(INNER)}.{'gate_up_proj' if path.endswith(INNER) else 'down_proj'}"
+        )
+
+    def pick(patterns: Mapping[str, Any] | None, default: Any) -> Any:
+        found = (v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", name))
+        return next(found, default)
+
+    rank = int(pick(config.get("rank_pattern"), config["r"]))
+    return rank, float(pick(config.get("alpha_pattern"), config["lora_alpha"])) / rank
+
+
+def _projection_shapes(sites: Mapping[str, _Site], folder: Path) -> dict[str, tuple[int, int]]:
+    """Shape (O, I) of every projection that the adapter changes."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for path, site in sites.items():
+        if site.num_experts is None:
+            shapes[path] = site.shape
+            continue
+        outer, inner = path.removesuffix(INNER), path.removesuffix(INNER) + INNER
+        if {outer, inner} - sites.keys() or sites[outer].num_experts != sites[inner].num_experts:
+            raise DataError(
+                f"{folder}: the adapter lacks a pair of {outer}, or its pairs are for different "
+                "numbers of experts: train it again"
+            )
+        out, into = site.shape
+        names = (("gate_proj", "up_proj"), out // 2) if path == inner else (("down_proj",), out)
+        for expert in range(site.num_experts):
+            shapes |= {f"{outer}.{expert}.{name}": (names[1], into) for name in names[0]}
+    return shapes
 
 
 @torch.no_grad()
 def merge_adapter(model: Thinker, adapter_folder: Path) -> None:
     """Add an exported adapter to a thinker's weights in place; the model must not carry LoRA."""
-    pairs = read_pairs(adapter_folder)
+    pairs = AdapterPairs(adapter_folder)
+    weights = dict(_weights(model))
+    check_fit(pairs.shapes, {name: tuple(weight.shape) for name, weight in weights.items()})
+    for projection, weight in weights.items():
+        weight.copy_(pairs.pair(projection).add_to(weight))
+
+
+def _weights(model: Thinker) -> Any:
+    """Every projection that an adapter changes, by its original name, as views of the weights."""
     for index, layer in enumerate(model.model.layers):
-        attention, experts = layer.self_attn, layer.mlp.experts
+        path, experts = f"model.layers.{index}", layer.mlp.experts
         if hasattr(experts, "lora"):
             raise DataError("the model already carries LoRA: detach it before merging")
-        path = f"model.layers.{index}"
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            weight = attention.get_submodule(name).weight
-            weight.copy_(_take(pairs, f"{path}.self_attn.{name}").add_to(weight))
+        for name in ATTENTION_PROJECTIONS:
+            yield f"{path}.self_attn.{name}", layer.self_attn.get_submodule(name).weight
         for expert in range(experts.gate_up_proj.shape[0]):
             gate, up = experts.gate_up_proj[expert].chunk(2, dim=0)
-            down = experts.down_proj[expert]
-            for name, weight in (("gate_proj", gate), ("up_proj", up), ("down_proj", down)):
-                weight.copy_(_take(pairs, f"{path}.mlp.experts.{expert}.{name}").add_to(weight))
-    _check_all_used(pairs)
+            yield f"{path}.mlp.experts.{expert}.gate_proj", gate
+            yield f"{path}.mlp.experts.{expert}.up_proj", up
+            yield f"{path}.mlp.experts.{expert}.down_proj", experts.down_proj[expert]
 
 
-def merge_to_folder(base_folder: Path, adapter_folder: Path, out_folder: Path) -> None:
-    """Write a complete merged model folder: same files, names, shapes and dtypes as the base.
-
-    One shard is in memory at a time; weights are written last. Raises DataError when the adapter
-    names a projection that the base lacks.
-    """
-    pairs = read_pairs(adapter_folder)
-    out_folder.mkdir(parents=True, exist_ok=True)
-    shards = sorted(base_folder.glob("*.safetensors"))
-    if not shards:
-        raise DataError(f"{base_folder} holds no .safetensors file: give the base model's folder")
-    for path in sorted(base_folder.iterdir()):
-        if path.is_file() and path not in shards:
-            shutil.copyfile(path, out_folder / path.name)
-    for shard in shards:
-        _merge_shard(shard, out_folder / shard.name, pairs)
-    _check_all_used(pairs)
-
-
-def _merge_shard(source: Path, target: Path, pairs: dict[str, Pair]) -> None:
-    merged: dict[str, Tensor] = {}
-    with safe_open(source, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - a file, not a dict
-            tensor = file.get_tensor(name)
-            projection = name.removeprefix(_ORIGINAL_PREFIX).removesuffix(".weight")
-            pair = pairs.pop(projection, None)
-            merged[name] = pair.add_to(tensor) if pair else tensor
-    partial = target.with_name(f"{target.name}.partial")
-    save_file(merged, partial, metadata={"format": "pt"})
-    partial.rename(target)
-
-
-def _take(pairs: dict[str, Pair], projection: str) -> Pair:
-    if projection not in pairs:
-        raise DataError(f"the adapter has nothing for {projection}: it is of another model")
-    return pairs.pop(projection)
-
-
-def _check_all_used(pairs: dict[str, Pair]) -> None:
-    if pairs:
+def check_fit(adapter: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise DataError unless both hold the same projections in the same shapes."""
+    over, lacking = sorted(adapter.keys() - base.keys()), sorted(base.keys() - adapter.keys())
+    if over:
         raise DataError(
-            f"the base lacks {len(pairs)} projections of the adapter, first {min(pairs)}"
+            f"the base lacks {len(over)} projections of the adapter ({_shown(over)}): the adapter "
+            "is of another model"
         )
+    if lacking:
+        raise DataError(
+            f"the adapter has nothing for {len(lacking)} projections of the base "
+            f"({_shown(lacking)}): it is of another model"
+        )
+    odd = next((name for name in sorted(adapter) if adapter[name] != base[name]), None)
+    if odd is not None:
+        raise DataError(
+            f"{odd} is {list(base[odd])} in the base and {list(adapter[odd])} in the adapter: it "
+            "is of another model"
+        )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")
