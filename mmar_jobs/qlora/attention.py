@@ -1,23 +1,62 @@
 """Attention over packed rows: every sequence sees itself alone, without a mask of S·S.
 
-Not here: position ids and cut points of a row (packing.py). A GPU backend (torch varlen_attn,
-flash-attn) replaces the body of `packed_attention`.
+On the GPU by variable-length flash attention, on CPU by padding to the longest sequence. Not here:
+position ids of a row (packing.py).
 
 Legend: S tokens of a row, N sequences in it, L the longest of them, D head size.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmar_jobs.qlora.foreign import Thinker
 
 BACKEND: Final = "mmar_packed"
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """The sequences of a packed row: their lengths, and where each begins: `cuts`, int32."""
+
+    lengths: list[int]
+    cuts: Tensor
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
+
+
+def row_layout(lengths: list[int], device: torch.device) -> RowLayout:
+    """Lay sequences end to end."""
+    cuts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return RowLayout(lengths, cuts.to(device, non_blocking=True))
+
+
+def attend_rows(
+    query_SHD: Tensor, key_SGD: Tensor, value_SGD: Tensor, row: RowLayout, *, scale: float
+) -> Tensor:
+    """Causal attention within each sequence, (S, heads, D), for CUDA tensors in 16 bits."""
+    out_SHD: Tensor = varlen_attn(
+        query_SHD,
+        key_SGD,
+        value_SGD,
+        row.cuts,
+        row.cuts,
+        row.longest,
+        row.longest,
+        scale=scale,
+        window_size=(-1, 0),
+    )
+    return out_SHD
 
 
 def padded_index(lengths: list[int], *, device: torch.device) -> Tensor:
@@ -41,11 +80,11 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a packed row; returns (1, S, heads, D).
 
-    Needs the keyword `row_lengths`, the sequences' lengths in order; there must be no
-    attention_mask. Signature as in transformers' ALL_ATTENTION_FUNCTIONS.
+    Needs the keyword `row_layout`; there must be no attention_mask. Signature as in transformers'
+    ALL_ATTENTION_FUNCTIONS.
     """
     assert attention_mask is None, "a packed row has no mask: its lengths say it all"
-    lengths: list[int] = kwargs["row_lengths"]
+    lengths = kwargs["row_layout"].lengths
     index_NL = padded_index(lengths, device=query_1HSD.device)
     query, key, value = (
         x[0][:, index_NL].transpose(0, 1) for x in (query_1HSD, key_1GSD, value_1GSD)

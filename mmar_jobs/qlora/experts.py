@@ -1,7 +1,7 @@
 """The experts' forward with LoRA on gate, up and down, registered the way transformers does it.
 
-Not here: the GEMMs (grouped.py), sorting (routing.py), where the factors come from (lora.py). No
-delta of the size of a weight is ever formed: LoRA runs as two thin grouped GEMMs beside the base.
+The reference, and what CPUs run; the GPU's is fused.py. Not here: the GEMMs (grouped.py), sorting
+(routing.py), where the factors come from (lora.py). No delta of the size of a weight is ever formed: LoRA runs as two thin grouped GEMMs beside the base.
 
 Legend: T tokens, K experts per token, S = T·K routed rows sorted by expert, E experts, H hidden, I
 expert width, R rank.
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from mmar_jobs.qlora.dropout import Dropout
+from mmar_jobs.qlora.dropout import Dropout, DropKey
 from mmar_jobs.qlora.grouped import LoraFactors, grouped_linear, grouped_lora_linear
+from mmar_jobs.qlora.nf4 import Nf4Weight
 from mmar_jobs.qlora.routing import sort_by_expert, to_experts, to_tokens
 
 BACKEND: Final = "mmar_qlora"
@@ -35,7 +36,7 @@ class ExpertLora(nn.Module):
             int(experts.hidden_dim),  # type: ignore[arg-type]
             int(experts.intermediate_dim),  # type: ignore[arg-type]
         )
-        device = next(experts.parameters()).device
+        device = experts.gate_up_proj.device  # type: ignore[union-attr]
         shapes = {
             "gate_up_A": (num_experts, 2 * rank, hidden),
             "gate_B": (num_experts, width, rank),
@@ -60,6 +61,14 @@ class ExpertLora(nn.Module):
         for factor in (self.gate_up_A, self.down_A):
             fill_uniform(factor, generator)
 
+    def gate_up_scaling(self) -> tuple[float, DropKey]:
+        """Factor on what is kept of the gate_up LoRA's input, and the name of its mask."""
+        return self.scaling / self.dropout.kept_share, self.dropout.key(self.site)
+
+    def down_scaling(self) -> tuple[float, DropKey]:
+        """The same of the down projection."""
+        return self.scaling / self.dropout.kept_share, self.dropout.key(self.site + 1)
+
     def _factors(self, a: Tensor, bs: tuple[Tensor, ...], x_SI: Tensor, site: int) -> LoraFactors:
         mask = self.dropout.mask(x_SI.shape, site, device=x_SI.device)
         return LoraFactors(a, bs, self.scaling / self.dropout.kept_share, mask)
@@ -83,6 +92,11 @@ def fill_uniform(factor: Tensor, generator: torch.Generator) -> None:
         factor.copy_(drawn)
 
 
+def dense(weight: Tensor | Nf4Weight, dtype: torch.dtype) -> Tensor:
+    """The weight itself, decoded where it is in NF4."""
+    return weight.dequantize(dtype) if isinstance(weight, Nf4Weight) else weight
+
+
 def experts_forward(
     self: nn.Module, hidden_TH: Tensor, top_k_index_TK: Tensor, top_k_weights_TK: Tensor
 ) -> Tensor:
@@ -90,7 +104,8 @@ def experts_forward(
 
     Signature and meaning as in transformers' ALL_EXPERTS_FUNCTIONS (integrations/moe.py, 5.17).
     """
-    gate_up_proj, down_proj = self.get_parameter("gate_up_proj"), self.get_parameter("down_proj")
+    gate_up_proj = dense(self.gate_up_proj, hidden_TH.dtype)  # type: ignore[arg-type]
+    down_proj = dense(self.down_proj, hidden_TH.dtype)  # type: ignore[arg-type]
     lora = getattr(self, "lora", None)
     routing = sort_by_expert(top_k_index_TK, gate_up_proj.shape[0])
     x_SH = to_experts(hidden_TH, routing)

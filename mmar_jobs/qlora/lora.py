@@ -6,7 +6,8 @@ are.
 Legend: T tokens, I in-features, O out-features, R rank.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mmar_jobs.errors import DataError
-from mmar_jobs.qlora.dropout import Dropout
-from mmar_jobs.qlora.experts import BACKEND, ExpertLora, fill_uniform
+from mmar_jobs.qlora.dropout import Dropout, DropKey
+from mmar_jobs.qlora.experts import BACKEND, ExpertLora, dense, fill_uniform
 from mmar_jobs.qlora.foreign import Thinker
 from mmar_jobs.qlora.grouped import LoraFactors, grouped_lora_linear
-from mmar_jobs.qlora.recipes import LoraRecipe
+from mmar_jobs.qlora.nf4 import Nf4Linear
+from mmar_jobs.qlora.recipes import LoraRecipe, Saved
 
 ATTENTION_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 _SITES_PER_LAYER: Final = 8
@@ -27,7 +29,9 @@ _SITES_PER_LAYER: Final = 8
 class LoraLinear(nn.Module):
     """A frozen linear layer plus scaling · B(A(dropout(x))); A is (R, I), B is (O, R), fp32."""
 
-    def __init__(self, base: nn.Linear, rank: int, *, scaling: float, dropout: Dropout) -> None:
+    def __init__(
+        self, base: nn.Linear | Nf4Linear, rank: int, *, scaling: float, dropout: Dropout
+    ) -> None:
         super().__init__()
         self.base = base
         device = base.weight.device
@@ -41,6 +45,10 @@ class LoraLinear(nn.Module):
         """A: uniform in ±1/sqrt(fan-in); B: zero."""
         fill_uniform(self.lora_A, generator)
 
+    def scaling_and_key(self) -> tuple[float, DropKey]:
+        """Factor on what is kept of the LoRA input, and the name of its mask."""
+        return self.scaling / self.dropout.kept_share, self.dropout.key(self.site)
+
     def forward(self, x_TI: Tensor) -> Tensor:
         """(…, I) -> (…, O)."""
         flat_TI = x_TI.reshape(-1, x_TI.shape[-1])
@@ -50,7 +58,7 @@ class LoraLinear(nn.Module):
             self.scaling / self.dropout.kept_share,
             self.dropout.mask(flat_TI.shape, self.site, device=flat_TI.device),
         )
-        weight_1OI = self.base.weight[None]
+        weight_1OI = dense(self.base.weight, x_TI.dtype)[None]
         out_TO = grouped_lora_linear(flat_TI, weight_1OI, [flat_TI.shape[0]], factors)
         if self.base.bias is not None:
             out_TO = out_TO + self.base.bias
@@ -62,7 +70,8 @@ class LoraModel:
     """A thinker that carries LoRA.
 
     `sites` maps a module's path, "model.layers.0.self_attn.q_proj" or "model.layers.0.mlp.experts",
-    to what holds its factors; `experts_before` is the experts backend that `detach` restores.
+    to what holds its factors; `experts_before` is the experts backend that `detach` restores, and
+    `layers_before` the decoder layers, where fused ones took their place.
     """
 
     model: Thinker
@@ -70,6 +79,12 @@ class LoraModel:
     dropout: Dropout
     sites: dict[str, LoraLinear | ExpertLora]
     experts_before: str | None
+    layers_before: tuple[nn.Module, ...] = ()
+
+    def keep(self, saved: Sequence[Saved]) -> None:
+        """Say for each text layer what it keeps for its backward pass; CPU layers keep all."""
+        for layer, kept in zip(self.model.model.layers, saved, strict=True):
+            layer.saved = kept
 
     def factors(self) -> dict[str, nn.Parameter]:
         """All trained parameters by name, in model order."""
@@ -88,6 +103,8 @@ class LoraModel:
             else:
                 del self.model.get_submodule(path).lora
         self.sites.clear()
+        for index, layer in enumerate(self.layers_before):
+            self.model.model.layers[index] = layer
         self.model.set_experts_implementation(self.experts_before)
 
 
@@ -96,7 +113,7 @@ def _attach_layer(layer: nn.Module, path: str, holder: LoraModel) -> Iterator[tu
     attention = layer.get_submodule("self_attn")
     for name in ATTENTION_PROJECTIONS:
         base = attention.get_submodule(name)
-        if not isinstance(base, nn.Linear):
+        if not isinstance(base, nn.Linear | Nf4Linear):
             raise DataError(f"{path}.self_attn.{name} already carries LoRA: detach it first")
         site = LoraLinear(base, recipe.rank, scaling=recipe.scaling, dropout=dropout)
         setattr(attention, name, site)
@@ -127,4 +144,20 @@ def attach_lora(model: Thinker, recipe: LoraRecipe, *, seed: int) -> LoraModel:
             site.init_factors(generator)
             holder.sites[path] = site
     model.set_experts_implementation(BACKEND)
-    return holder
+    return _fuse(holder) if _fits_kernels(model) else holder
+
+
+def _fits_kernels(model: Thinker) -> bool:
+    """The fused layers are for GPUs and 16-bit activations; anything else runs the reference."""
+    weight = model.model.embed_tokens.weight
+    return weight.is_cuda and weight.dtype in {torch.bfloat16, torch.float16}
+
+
+def _fuse(holder: LoraModel) -> LoraModel:
+    from mmar_jobs.qlora.layer import FusedLayer  # noqa: PLC0415 - triton, which CPUs lack
+
+    layers = holder.model.model.layers
+    before = tuple(layers)
+    for index, layer in enumerate(before):
+        layers[index] = FusedLayer(layer)
+    return dataclasses.replace(holder, layers_before=before)

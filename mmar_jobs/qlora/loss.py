@@ -6,7 +6,7 @@ Not here: which tokens are completion tokens (encode.py), the backward pass thro
 Legend: C completion tokens of a row, H hidden, V vocabulary, N examples of a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -34,6 +34,23 @@ def token_coefficients(
     return [weight / (total * count) for weight, count in zip(weights, num_tokens, strict=True)]
 
 
+def _reference(logits_CV: Tensor, target_C: Tensor, coefficient_C: Tensor) -> Tensor:
+    """Each row's loss; the logits become coefficient · d loss / d logits, as in the kernel."""
+    log_probs_CV = torch.log_softmax(logits_CV.to(coefficient_C.dtype), dim=-1)
+    target_C1 = target_C[:, None]
+    nll_C = -log_probs_CV.gather(1, target_C1)[:, 0]
+    grad_CV = log_probs_CV.exp_()
+    grad_CV.scatter_add_(1, target_C1, -torch.ones_like(target_C1, dtype=grad_CV.dtype))
+    logits_CV.copy_(grad_CV.mul_(coefficient_C[:, None]))
+    return nll_C
+
+
+def _kernel() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    from mmar_jobs.qlora.kernels.cross_entropy import cross_entropy_  # noqa: PLC0415 - triton
+
+    return cross_entropy_
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """sum_c coefficient_c · nll_c.
 
@@ -51,16 +68,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         grad_CH = torch.empty_like(hidden_CH)
         nll_C = torch.empty_like(coefficient_C)
+        in_place = _kernel() if hidden_CH.is_cuda else _reference
         for start in range(0, hidden_CH.shape[0], CHUNK_TOKENS):
             chunk = slice(start, start + CHUNK_TOKENS)
-            logits_CV = (hidden_CH[chunk] @ head_VH.T).to(coefficient_C.dtype)
-            log_probs_CV = torch.log_softmax(logits_CV, dim=-1)
-            target_C1 = target_C[chunk, None]
-            nll_C[chunk] = -log_probs_CV.gather(1, target_C1)[:, 0]
-            grad_CV = log_probs_CV.exp_()
-            grad_CV.scatter_add_(1, target_C1, -torch.ones_like(target_C1, dtype=grad_CV.dtype))
-            grad_CV.mul_(coefficient_C[chunk, None])
-            grad_CH[chunk] = grad_CV.to(head_VH.dtype) @ head_VH
+            logits_CV = hidden_CH[chunk] @ head_VH.T
+            nll_C[chunk] = in_place(logits_CV, target_C[chunk], coefficient_C[chunk])
+            torch.mm(logits_CV, head_VH, out=grad_CH[chunk])
         ctx.save_for_backward(grad_CH)
         ctx.mark_non_differentiable(nll_C)
         return (nll_C * coefficient_C).sum(), nll_C

@@ -22,6 +22,18 @@ def _check(*, condition: bool, setting: str, value: object, need: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """What a fused layer keeps for its backward pass instead of computing it again there.
+
+    `gate_up`: the experts' gate_up outputs. `attention`: everything of the attention block. Without
+    either, its inputs only. Placement: it changes memory and speed, not results.
+    """
+
+    gate_up: bool = False
+    attention: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LoraRecipe:
     """Rank, scale (alpha / rank) and input dropout of every LoRA pair.
 

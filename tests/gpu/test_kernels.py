@@ -1,0 +1,218 @@
+"""Every kernel against plain torch: on a GPU, or in Triton's interpreter on CPU.
+
+Not here: speed (mmar-jobs bench train).
+"""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+triton = pytest.importorskip("triton")
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from mmar_jobs.qlora.dropout import NOTHING_DROPPED, Dropout  # noqa: E402
+from mmar_jobs.qlora.kernels import combine, cross_entropy, grouped, lora, nf4, norm, rope, swiglu  # noqa: E402, I001
+from mmar_jobs.qlora.nf4 import Nf4Weight  # noqa: E402
+
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+DTYPE = torch.float32
+TOLERANCE = {"rtol": 2e-3, "atol": 2e-3} if ON_GPU else {"rtol": 1e-4, "atol": 1e-4}
+FEW = settings(max_examples=12 if ON_GPU else 5, deadline=None)
+
+counts_of_experts = st.lists(st.integers(0, 200), min_size=1, max_size=5)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers on the device."""
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator).to(DEVICE, DTYPE)
+
+
+def groups_of(counts: list[int]) -> grouped.Groups:
+    """Groups of rows by their counts."""
+    offsets = torch.tensor([0, *counts]).cumsum(0).to(torch.int32).to(DEVICE)
+    return grouped.group_rows(offsets, sum(counts))
+
+
+def experts_of(counts: list[int]) -> torch.Tensor:
+    """The expert of each row."""
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(DEVICE)
+
+
+@FEW
+@given(counts=counts_of_experts, num_in=st.integers(1, 80), num_out=st.integers(1, 150))
+def test_grouped_matmul_is_each_rows_product_with_its_experts_matrix(counts, num_in, num_out):
+    """Ragged sizes, empty experts and both layouts of the weight."""
+    x, weight = normal(sum(counts), num_in), normal(len(counts), num_in, num_out)
+    expected = torch.einsum("si,sio->so", x, weight[experts_of(counts)])
+    for layout in (weight, weight.transpose(1, 2).contiguous().transpose(1, 2)):
+        actual = grouped.triton_grouped_matmul(x, layout, groups_of(counts))
+        torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
+@FEW
+@given(
+    counts=counts_of_experts,
+    left=st.integers(1, 100),
+    right=st.integers(1, 150),
+    dropped=st.booleans(),
+    gathered=st.booleans(),
+)
+def test_grouped_outer_sums_over_an_experts_rows(counts, left, right, dropped, gathered):
+    """With and without dropout and gathering; an expert without rows gets zeros."""
+    rows = sum(counts)
+    dropout = Dropout(0.3, seed=left)
+    dropout.active = dropped
+    x = normal(rows, left)
+    source = normal(7 if gathered else rows, right, seed=1)
+    token = torch.randint(0, 7, (rows,), generator=torch.Generator().manual_seed(right))
+    token = token.to(DEVICE, torch.int32)
+    y = source[token.long()] if gathered else source
+    mask = dropout.mask(y.shape, 3, device=DEVICE)
+    kept = y if mask is None else y.masked_fill(mask, 0)
+    expected = torch.stack(
+        [
+            1.5 * x[experts_of(counts) == e].T @ kept[experts_of(counts) == e]
+            for e in range(len(counts))
+        ]
+    )
+    actual = grouped.grouped_outer(
+        x,
+        source,
+        groups_of(counts).offsets,
+        scale=1.5,
+        token_S=token if gathered else None,
+        drop=dropout.key(3),
+    )
+    torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
+@FEW
+@given(
+    counts=counts_of_experts,
+    num_in=st.integers(1, 100),
+    inner=st.sampled_from([4, 24, 64, 128]),
+    dropped=st.booleans(),
+)
+def test_inner_columns_and_their_gradient(counts, num_in, inner, dropped):
+    """append_inner and add_inner_grad are what autograd makes of drop(x)·A^T."""
+    rows = sum(counts)
+    dropout = Dropout(0.3, seed=num_in)
+    dropout.active = dropped
+    token = torch.randint(0, 9, (rows,), generator=torch.Generator().manual_seed(inner))
+    token = token.to(DEVICE, torch.int32)
+    x, a = normal(9, num_in), normal(len(counts), inner, num_in)
+    mask = dropout.mask(torch.Size((rows, num_in)), 5, device=DEVICE)
+    routed = x[token.long()].clone().requires_grad_()
+    kept = routed if mask is None else routed.masked_fill(mask, 0)
+    expected = torch.einsum("si,sri->sr", kept, a[experts_of(counts)]) * 0.5
+    wide = torch.cat((routed, expected), dim=1)
+    actual = lora.append_inner(
+        x, a, groups_of(counts), num_rows=rows, scale=0.5, drop=dropout.key(5), token_S=token
+    )
+    torch.testing.assert_close(actual, wide.detach(), **TOLERANCE)
+    grad = normal(rows, num_in + inner, seed=2)
+    wide.backward(grad)
+    folded = lora.add_inner_grad(grad.clone(), a, groups_of(counts), scale=0.5, drop=dropout.key(5))
+    torch.testing.assert_close(folded, routed.grad, **TOLERANCE)
+
+
+def test_decoded_nf4_is_what_bitsandbytes_decodes():
+    """Bit for bit, and nothing is written to the right of the weight."""
+    weight = Nf4Weight.quantize(normal(3, 40, 192))
+    out = torch.full((3, 40, 192 + 24), 7.0, device=DEVICE)
+    nf4.decode_nf4(weight, out)
+    assert torch.equal(weight.dequantize(DTYPE), out[..., :192])
+    assert torch.equal(torch.full((3, 40, 24), 7.0, device=DEVICE), out[..., 192:])
+
+
+@FEW
+@given(rows=st.integers(1, 9), width=st.sampled_from([3, 64, 300]))
+def test_swiglu_and_its_gradients(rows, width):
+    """Against autograd, with the gradient of the routing weight."""
+    gate_up, weight = normal(rows, 2 * width).requires_grad_(), normal(rows).requires_grad_()
+    gate, up = gate_up.chunk(2, 1)
+    expected = torch.nn.functional.silu(gate) * up * weight[:, None]
+    actual = swiglu.swiglu(gate_up.detach(), weight.detach())
+    torch.testing.assert_close(actual, expected.detach(), **TOLERANCE)
+    grad = normal(rows, width + 5, seed=1)[:, :width]
+    expected.backward(grad)
+    grads = swiglu.swiglu_backward(gate_up.detach(), weight.detach(), grad)
+    for found, wanted in zip(grads, (gate_up.grad, weight.grad), strict=True):
+        torch.testing.assert_close(found, wanted, **TOLERANCE)
+
+
+def test_combine_adds_up_each_tokens_rows():
+    """Rows of a wider matrix, in any order."""
+    rows = normal(24, 50)[:, :40]
+    place = torch.randperm(24, generator=torch.Generator().manual_seed(0)).view(6, 4).to(DEVICE)
+    actual = combine.combine(rows, place.to(torch.int32))
+    torch.testing.assert_close(actual, rows[place].sum(1), **TOLERANCE)
+
+
+@pytest.mark.parametrize("has_delta", [False, True])
+def test_norm_and_residual_with_gradient(has_delta):
+    """Against autograd through a plain RMSNorm."""
+    residual, weight = normal(5, 96).requires_grad_(), normal(96, seed=3)
+    delta = normal(5, 96, seed=1) if has_delta else None
+    total = residual + delta if has_delta else residual * 1
+    expected = total * (total.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
+    got_total, out, rms = norm.add_rms_norm(residual.detach(), delta, weight, 1e-6)
+    torch.testing.assert_close(out, expected.detach(), **TOLERANCE)
+    torch.testing.assert_close(got_total, total.detach(), **TOLERANCE)
+    grad, grad_total = normal(5, 96, seed=4), normal(5, 96, seed=5)
+    torch.autograd.backward((expected, total), (grad, grad_total))
+    found = norm.rms_norm_backward(got_total, weight, rms, grad, grad_total)
+    torch.testing.assert_close(found, residual.grad, **TOLERANCE)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8, 12])
+def test_norm_and_rotation_of_heads(heads):
+    """Against transformers' own rotation after a plain norm, forward and backward."""
+    from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import apply_rotary_pos_emb
+
+    wide = normal(7, heads * 32 + 8)
+    x, weight = wide[:, : heads * 32], normal(32, seed=1)
+    angle = torch.rand(7, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 6
+    cos, sin = torch.cat((angle, angle), 1).cos(), torch.cat((angle, angle), 1).sin()
+    source = x.clone().requires_grad_()
+    q = source.view(7, heads, 32)
+    q = q * (q.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
+    expected, _ = apply_rotary_pos_emb(
+        q.transpose(0, 1)[None], q.transpose(0, 1)[None], cos[None], sin[None]
+    )
+    expected = expected[0].transpose(0, 1)
+    actual = rope.norm_and_rotate(x, weight, cos, sin, eps=1e-6)
+    torch.testing.assert_close(actual, expected.detach(), **TOLERANCE)
+    grad = normal(7, heads, 32, seed=2)
+    expected.backward(grad)
+    found = torch.zeros_like(wide)
+    rope.norm_and_rotate_backward(
+        x, weight, cos, sin, grad, eps=1e-6, out_TN=found[:, : heads * 32]
+    )
+    torch.testing.assert_close(found[:, : heads * 32], source.grad, **TOLERANCE)
+    assert not found[:, heads * 32 :].any()
+
+
+@pytest.mark.parametrize("classes", [5, 4096, 9001])
+def test_cross_entropy_and_its_gradient(classes):
+    """Against autograd, with extreme logits among them."""
+    logits = (normal(4, classes) * 5).requires_grad_()
+    target = torch.tensor([0, 1, classes - 1, 2], device=DEVICE)
+    coefficient = normal(4).abs()
+    nll = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    (nll * coefficient).sum().backward()
+    grad = logits.detach().clone()
+    actual = cross_entropy.cross_entropy_(grad, target, coefficient)
+    torch.testing.assert_close(actual, nll.detach(), **TOLERANCE)
+    torch.testing.assert_close(grad, logits.grad, **TOLERANCE)
+
+
+def test_no_key_drops_nothing():
+    """The key of an inactive dropout leaves every input."""
+    assert 0 == NOTHING_DROPPED.threshold
