@@ -108,10 +108,12 @@ def _row_sizes(text: str) -> tuple[int, ...]:
 
 def _report(measurements: Iterable[Measurement], json_file: Path | None) -> int:
     """Print figures as they come; the file is complete after each of them."""
-    done = []
+    done: list[Measurement] = []
+    to_stdout = json_file is not None and str(json_file) == "-"
     for measurement in measurements:
+        if not to_stdout and (not done or done[-1].case != measurement.case):
+            sys.stdout.write(f"{measurement.render_heading()}\n")
         done.append(measurement)
-        to_stdout = json_file is not None and str(json_file) == "-"
         line = measurement.render_json() if to_stdout else measurement.render_text()
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()

@@ -17,12 +17,18 @@ from torch.profiler import ProfilerActivity, profile
 _CLASSES: Final = (
     ("optimizer", r"adam|optimizer|multi_tensor|foreach|kquantizeblockwise"),
     ("attention", r"flash|fmha|attention"),
-    ("grouped_gemm", r"grouped|group_gemm|groupproblem"),
-    ("dequantize", r"dequant|nf4"),
-    ("loss", r"softmax|cross_entropy|nll|loss"),
+    # Our own Triton kernels come by the names of their functions (qlora/kernels).
+    ("lora", r"^_(inner|add_grad|outer)_kernel"),
+    ("grouped_gemm", r"grouped|group_gemm|groupproblem|^_matmul_kernel"),
+    ("dequantize", r"dequant|nf4|^_decode_kernel"),
+    ("loss", r"softmax|cross_entropy|nll|loss|^_kernel"),
     ("copies", r"memcpy|memset|copy|catarray|_cat|::cat|fill|zero_|::_to_copy"),
     ("gemm", r"gemm|nvjet|cublas|cutlass|xmma|::mm|::addmm|::bmm|::linear|cijk"),
-    ("index", r"index|gather|scatter|sort|topk|radix|scan|cumsum|histogram|bincount|permut|search"),
+    (
+        "index",
+        r"index|gather|scatter|sort|topk|radix|scan|cumsum|histogram|bincount|permut|search"
+        r"|^_(combine|tiles)_kernel",
+    ),
     ("elementwise", r""),
 )
 _NUM_TOP: Final = 8

@@ -85,6 +85,11 @@ class Measurement:
             allow_nan=False,
         )
 
+    def render_heading(self) -> str:
+        """Device and case on one line; what is not set is left out."""
+        given = [f"{key} {value}" for key, value in self.case.items() if value is not None]
+        return f"{self.environment.device}: {', '.join(given)}"
+
     def render_text(self) -> str:
         """One line for people: name, median, range over the repeats."""
         line = f"{self.name:<38} {_number(self.value):>12} {self.unit:<9}"

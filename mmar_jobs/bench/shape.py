@@ -128,7 +128,7 @@ def _config(shape: ModelShape) -> Any:
     )
 
 
-def _fill_nf4(text: nn.Module, generator: torch.Generator, *, dtype: torch.dtype) -> None:
+def _fill_nf4(text: Any, generator: torch.Generator, *, dtype: torch.dtype) -> None:
     """Replace experts and attention projections by random NF4 weights of the same shapes."""
     # bitsandbytes is needed here alone.
     from mmar_jobs.qlora.nf4 import Nf4Linear, Nf4Weight  # noqa: PLC0415

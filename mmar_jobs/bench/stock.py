@@ -9,17 +9,39 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmar_jobs.qlora.attention import packed_rows
+from mmar_jobs.qlora.attention import attend_rows, packed_attention, row_layout
 from mmar_jobs.qlora.foreign import Thinker
 from mmar_jobs.qlora.loss import linear_cross_entropy, token_coefficients
+from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import PackedRow, TrainRow, pack
 from mmar_jobs.qlora.recipes import TrainRecipe
-from mmar_jobs.qlora.step import build_optimizer
 
 _ATTENTION = r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
 _EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+_BACKEND = "mmar_stock"
+
+
+def _attend(
+    module: nn.Module,
+    query_1HSD: Tensor,
+    key_1GSD: Tensor,
+    value_1GSD: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Variable-length flash attention where there is one; as in transformers' own interface."""
+    if not query_1HSD.is_cuda:
+        return packed_attention(module, query_1HSD, key_1GSD, value_1GSD, attention_mask, **kwargs)
+    query, key, value = (x[0].transpose(0, 1) for x in (query_1HSD, key_1GSD, value_1GSD))
+    out_SHD = attend_rows(query, key, value, kwargs["row_layout"], scale=kwargs["scaling"])
+    return out_SHD[None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_BACKEND, _attend)
 
 
 class StockTrainer:
@@ -29,6 +51,7 @@ class StockTrainer:
         self.model = model
         self.recipe = recipe
         model.set_experts_implementation("grouped_mm")
+        model.model.config._attn_implementation = _BACKEND  # noqa: SLF001 - transformers reads this
         config: Any = LoraConfig
         wrapped = get_peft_model(
             model,
@@ -69,17 +92,16 @@ class StockTrainer:
     ) -> Tensor:
         model, device = self.model, self.model.device
         input_ids_S = packed.input_ids_S.to(device)
-        embeds_SH = model.model.embed_tokens(input_ids_S)
+        embeds_SH = model.model.embed_tokens(input_ids_S).detach()
         clips = [audio[rows[member].audio_sha256] for member in packed.members]
         embeds_SH[input_ids_S == model.config.audio_token_id] = torch.cat(clips).to(embeds_SH)
-        with packed_rows(model):
-            out = model.model(
-                inputs_embeds=embeds_SH[None],
-                position_ids=packed.position_ids_41S.to(device),
-                attention_mask=None,
-                use_cache=False,
-                row_lengths=packed.lengths,
-            )
+        out = model.model(
+            inputs_embeds=embeds_SH[None],
+            position_ids=packed.position_ids_41S.to(device),
+            attention_mask=None,
+            use_cache=False,
+            row_layout=row_layout(packed.lengths, device),
+        )
         coefficient_C = torch.tensor(coefficients, dtype=torch.float32)[packed.owner_C].to(device)
         loss, _ = linear_cross_entropy(
             out.last_hidden_state[0].index_select(0, packed.predict_C.to(device)),

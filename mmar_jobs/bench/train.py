@@ -7,6 +7,7 @@ token counted is a real one: the rows have no padding.
 import gc
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -24,12 +25,12 @@ from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.loss import token_coefficients
 from mmar_jobs.qlora.memory import MemoryPlan, ModelShape, Quantization, Trained, plan_memory
+from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, pack
 from mmar_jobs.qlora.recipes import LoraRecipe, Optimizer, TrainRecipe
-from mmar_jobs.qlora.step import build_optimizer, row_loss, take_step
+from mmar_jobs.qlora.step import Fit, row_loss, take_step
 
 _GIB: Final = 1 << 30
-_GB: Final = 10**9
 _LEARNING_RATE: Final = 1e-3
 
 
@@ -50,6 +51,11 @@ class TrainBench:
     num_warmup: int = 2
     seed: int = 0
     compare: Literal["peft"] | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The budget in bytes."""
+        return round(self.memory_gb * 10**9)
 
     @property
     def model_shape(self) -> ModelShape:
@@ -74,8 +80,24 @@ class _Rows:
 @dataclass(frozen=True, slots=True)
 class _Timed:
     seconds: tuple[float, ...]
-    peak_bytes: int
     losses: tuple[float, ...]
+    memory: "_Memory | None"
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Bytes of a CUDA device: torch's peaks, and what is there beside torch's allocator.
+
+    That is the context, loaded kernels, and an optimizer's paged state.
+    """
+
+    allocated: int
+    reserved: int
+    beside: int
+
+    @property
+    def peak(self) -> int:
+        return self.allocated + self.beside
 
 
 def run_train_bench(
@@ -116,7 +138,7 @@ def _compare(
             bench,
             device,
         )
-        yield from figures.of_steps(timed, device)
+        yield from figures.of_steps(timed)
         yield figures.one(
             "ratio_to_peft", "x", "higher", (speeds[tokens] / figures.speed,), path="mmar"
         )
@@ -137,14 +159,17 @@ class _Ours:
         recipe = LoraRecipe(rank=bench.rank, alpha=2.0 * bench.rank, dropout=bench.dropout)
         self.lora: LoraModel = attach_lora(model, recipe, seed=bench.seed)
         self.recipe = _recipe(bench, max(bench.tokens))
-        self.optimizer = build_optimizer(self.lora.factors().values(), self.recipe)
+        self.optimizer = build_optimizer(
+            self.lora.factors().values(), self.recipe, memory_bytes=bench.memory_bytes
+        )
         self.step = 0
 
     def measure(self, rows: _Rows, tokens: int, figures: "_Figures") -> Iterator[Measurement]:
         """All figures of one row size."""
         plan = self._plan(rows, tokens)
+        self.lora.keep(plan.saved)
         timed = _time_steps(lambda _: self.take(rows), self.bench, self.device)
-        yield from figures.of_steps(timed, self.device)
+        yield from figures.of_steps(timed)
         yield from figures.of_memory(timed, plan)
         flops = step_flops(
             self.bench.model_shape, self.bench.rank, rows.lengths, rows.completion_tokens
@@ -155,14 +180,8 @@ class _Ours:
 
     def take(self, rows: _Rows) -> float:
         """One step of the trainer."""
-        result = take_step(
-            self.lora,
-            rows.rows,
-            self.recipe,
-            audio=rows.audio,
-            optimizer=self.optimizer,
-            step=self.step,
-        )
+        fit = Fit(self.lora, self.recipe, rows.audio, self.optimizer)
+        result = take_step(fit, rows.rows, step=self.step)
         self.step += 1
         return result.loss
 
@@ -172,13 +191,13 @@ class _Ours:
         return plan_memory(
             bench.model_shape,
             tokens,
-            round(bench.memory_gb * _GB),
+            bench.memory_bytes,
             completion_tokens=rows.completion_tokens,
             trained=trained,
         )
 
     def _time_parts(self, rows: _Rows) -> tuple[float, float, float]:
-        """Seconds of forward, backward, and optimizer with clipping, each waited for."""
+        """Seconds of forward, backward, and optimizer with the gradients' norm, each waited for."""
         coefficients = token_coefficients(
             [row.weight for row in rows.rows],
             [row.num_labels for row in rows.rows],
@@ -198,7 +217,8 @@ class _Ours:
             forward_s, backward_s = forward_s + middle - at, backward_s + end - middle
         self.lora.dropout.active = False
         at = _now(self.device)
-        torch.nn.utils.clip_grad_norm_(self.lora.factors().values(), self.recipe.max_grad_norm)
+        factors = self.lora.factors().values()
+        torch.nn.utils.get_total_norm([f.grad for f in factors if f.grad is not None]).item()
         self.optimizer.step()
         return forward_s, backward_s, _now(self.device) - at
 
@@ -246,19 +266,30 @@ class _Figures:
             detail=detail,
         )
 
-    def of_steps(self, timed: _Timed, device: torch.device) -> Iterator[Measurement]:
+    def of_steps(self, timed: _Timed) -> Iterator[Measurement]:
         """Speed, step time, loss, and on CUDA the peak."""
         self.speed = self.tokens / statistics.median(timed.seconds)
         speeds = [self.tokens / seconds for seconds in timed.seconds]
         yield self.one("tokens_per_s", "tokens/s", "higher", speeds)
         yield self.one("step_seconds", "s", "lower", timed.seconds)
         yield self.one("loss", "nats", "none", timed.losses)
-        if device.type == "cuda":
-            yield self.one("peak_memory_gib", "GiB", "lower", (timed.peak_bytes / _GIB,))
+        if timed.memory:
+            yield self.one(
+                "peak_memory_gib",
+                "GiB",
+                "lower",
+                (timed.memory.peak / _GIB,),
+                allocated_gib=timed.memory.allocated / _GIB,
+                reserved_gib=timed.memory.reserved / _GIB,
+                beside_gib=timed.memory.beside / _GIB,
+            )
 
     def of_memory(self, timed: _Timed, plan: MemoryPlan) -> Iterator[Measurement]:
-        """What the memory model predicted; `levels` counts layers by what they keep."""
-        levels = {str(level): plan.levels.count(level) for level in sorted(set(plan.levels))}
+        """What the memory model predicted; `layers` counts them by what they keep."""
+        layers = {
+            f"gate_up={saved.gate_up}, attention={saved.attention}": count
+            for saved, count in Counter(plan.saved).items()
+        }
         parts = {part: num / _GIB for part, num in plan.parts.items()}
         predicted = plan.peak_bytes / _GIB
         yield self.one(
@@ -267,8 +298,8 @@ class _Figures:
             "none",
             (predicted,),
             parts_gib=parts,
-            levels=levels,
-            measured_gib=timed.peak_bytes / _GIB or None,
+            layers=layers,
+            measured_gib=timed.memory.peak / _GIB if timed.memory else None,
         )
 
     def of_flops(self, timed: _Timed, flops: float) -> Iterator[Measurement]:
@@ -326,7 +357,7 @@ def _limit_memory(bench: TrainBench, device: torch.device) -> None:
     if device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(device).total_memory
-    fraction = min(1.0, bench.memory_gb * _GB / total)
+    fraction = min(1.0, bench.memory_bytes / total)
     torch.cuda.set_per_process_memory_fraction(fraction, device)
 
 
@@ -345,8 +376,18 @@ def _time_steps(take: Callable[[int], float], bench: TrainBench, device: torch.d
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"a step does not fit into the device's memory: {reason}") from error
-    peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return _Timed(tuple(seconds), peak_bytes, tuple(losses))
+    return _Timed(tuple(seconds), tuple(losses), _read_memory(device))
+
+
+def _read_memory(device: torch.device) -> _Memory | None:
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return _Memory(
+        allocated=torch.cuda.max_memory_allocated(device),
+        reserved=torch.cuda.max_memory_reserved(device),
+        beside=total - free - torch.cuda.memory_reserved(device),
+    )
 
 
 def _now(device: torch.device) -> float:

@@ -1,27 +1,33 @@
-"""What a training step holds in memory, and which activations each layer may keep for its backward.
+"""What a step holds in the GPU's memory, and what each layer may keep of it for its backward.
 
-Pure arithmetic on shapes. Not here: keeping or recomputing them (layer.py), measuring.
+Pure arithmetic on shapes, for the fused layers in 16 bits. Not here: keeping or computing again
+(layer.py, fused.py), measuring (bench/).
 
-Legend: T tokens of a packed row, S = T · experts per token, H hidden, I expert width, R rank.
+Legend: T tokens of a packed row, S = T · experts per token, E experts, H hidden, I expert width, R
+rank.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from mmar_jobs.errors import SettingsError
-from mmar_jobs.qlora.recipes import Optimizer
+from mmar_jobs.qlora.recipes import Optimizer, Saved
 
 Quantization = Literal["nf4", "none"]
 
-NUM_LEVELS: Final = 4
+# Each adds to the one before. A byte spent on a lower one saves more time: keeping gate_up's
+# outputs saves their grouped product; attention's tensors are larger and save less.
+LEVELS: Final = (Saved(), Saved(gate_up=True), Saved(gate_up=True, attention=True))
+LOSS_CHUNK: Final = 1024  # tokens whose logits exist at once (loss.py)
 _BF16: Final = 2
 _FP32: Final = 4
+_INT64: Final = 8
 # bitsandbytes: half a byte a number, a byte of scale per 64, four bytes of scale per 64 · 256.
 _NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
 # AdamW: two fp32 moments. Its 8-bit form: two bytes and, per 256 numbers, two fp32 scales.
 _MOMENT_BYTES: Final[Mapping[Optimizer, float]] = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256}
-_LOSS_CHUNK: Final = 1024
 # CUDA context, cuBLAS workspaces, and what the allocator cannot hand out again.
 _RESERVE_BYTES: Final = 1 << 30
 
@@ -96,19 +102,15 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """`levels[l]` is what layer l keeps; `parts` adds up to `peak_bytes` <= `budget_bytes`.
+    """What each layer keeps, and the bytes by part at the fullest moment of a step."""
 
-    Level 0: the layer's input. 1: and gate_up's output and the LoRA inners of the experts. 2: and
-    attention's inputs and outputs. 3: and the sorted inputs of the experts.
-    """
-
-    levels: tuple[int, ...]
+    saved: tuple[Saved, ...]
     parts: dict[str, int]
     budget_bytes: int
 
     @property
     def peak_bytes(self) -> int:
-        """Predicted bytes at the fullest moment of a step."""
+        """Sum of the parts, at most the budget."""
         return sum(self.parts.values())
 
 
@@ -122,9 +124,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """Keep as much as the budget allows for rows of at most `tokens`.
 
-    Level 1 goes to all layers before level 2 to any, because a byte spent on a lower level saves
-    more time; upper layers go first, because theirs are freed first. Raises SettingsError where
-    not even level 0 fits.
+    A level goes to all layers before the next one to any, because a byte spent on a lower level
+    saves more time; upper layers go first, because theirs are freed first. Raises SettingsError
+    where not even level 0 fits.
     """
     memory = _Memory(shape, tokens, completion_tokens, trained)
     levels = [0] * shape.num_layers
@@ -132,14 +134,13 @@ def plan_memory(
     smallest = sum(parts.values())
     if smallest > budget_bytes:
         raise SettingsError(_too_small(smallest, budget_bytes, tokens, trained))
-    for level in range(1, NUM_LEVELS):
-        for layer in reversed(range(shape.num_layers)):
-            raised = [*levels[:layer], level, *levels[layer + 1 :]]
-            more = memory.peak(raised)
-            if sum(more.values()) > budget_bytes:
-                return MemoryPlan(tuple(levels), parts, budget_bytes)
-            levels, parts = raised, more
-    return MemoryPlan(tuple(levels), parts, budget_bytes)
+    for level, layer in itertools.product(range(1, len(LEVELS)), reversed(range(len(levels)))):
+        raised = [*levels[:layer], level, *levels[layer + 1 :]]
+        more = memory.peak(raised)
+        if sum(more.values()) > budget_bytes:
+            break
+        levels, parts = raised, more
+    return MemoryPlan(tuple(LEVELS[level] for level in levels), parts, budget_bytes)
 
 
 def _too_small(smallest: int, budget_bytes: int, tokens: int, trained: Trained) -> str:
@@ -161,56 +162,62 @@ class _Memory:
     def __init__(
         self, shape: ModelShape, tokens: int, completion_tokens: int, trained: Trained
     ) -> None:
-        self._shape, self._trained = shape, trained
-        self._tokens, self._completion_tokens = tokens, completion_tokens
-        routed = tokens * shape.experts_per_token
-        self._kept = _kept_bytes(shape, tokens, routed, trained.rank)
+        self._accumulates = trained.accumulates
+        self._kept = list(itertools.accumulate(_kept_bytes(shape, tokens, trained.rank)))
         self._layer_gradients = shape.factors(trained.rank) * _FP32
         self._fixed = _fixed_bytes(shape, trained)
-        self._layer_work = self._layer_work_bytes(routed)
-        # Logits, log-probabilities and their gradient of one chunk; hidden states and theirs.
-        chunk = min(completion_tokens, _LOSS_CHUNK)
-        self._loss_work = chunk * shape.vocabulary * (2 * _FP32 + 2 * _BF16)
-        self._loss_work += 2 * completion_tokens * shape.hidden * _BF16
-
-    def _layer_work_bytes(self, routed: int) -> int:
-        """What one layer's recomputation and backward hold for a moment."""
-        shape = self._shape
-        weights = shape.num_experts * shape.expert_weights
-        decoded = weights * _BF16 if self._trained.quantization == "nf4" else 0
-        cast_factors = shape.factors(self._trained.rank) * _BF16
-        recomputed = sum(self._kept)
-        # Gradients of the experts' outputs and inputs, of gate_up's output, and the activation.
-        flowing = routed * (2 * shape.hidden + 3 * shape.expert_width) * _BF16
-        return decoded + cast_factors + recomputed + flowing
+        experts = _experts_work_bytes(shape, tokens, trained.rank)
+        attention = 2 * (self._kept[-1] - self._kept[-2])  # made again, and their gradients
+        chunk = min(completion_tokens, LOSS_CHUNK)
+        loss = (chunk * shape.vocabulary + 3 * completion_tokens * shape.hidden) * _BF16
+        self._work = max(experts, attention, loss)
 
     def peak(self, levels: Sequence[int]) -> dict[str, int]:
-        """Parts at the fullest moment: the loss, or some layer's backward."""
-        kept = [sum(self._kept[: level + 1]) for level in levels]
-        work = {"work": max(self._layer_work, self._loss_work)}
-        if self._trained.accumulates:
-            gradients = len(levels) * self._layer_gradients
-            moment = {"activations": sum(kept), "gradients": gradients}
-            return {**self._fixed, **moment, **work}
+        """Parts at the fullest moment: some layer's backward, or the loss before the topmost."""
+        kept = list(itertools.accumulate(self._kept[level] for level in levels))
+        num_layers = len(levels)
         moments = [
             {
-                "activations": sum(kept[: layer + 1]),
-                "gradients": (len(levels) - layer) * self._layer_gradients,
+                "activations": kept[layer],
+                "gradients": self._layer_gradients
+                * (num_layers if self._accumulates else num_layers - layer),
             }
-            for layer in range(len(levels))
+            for layer in range(num_layers)
         ]
-        return {**self._fixed, **max(moments, key=lambda parts: sum(parts.values())), **work}
+        fullest = max(moments, key=lambda parts: sum(parts.values()))
+        return {**self._fixed, **fullest, "work": self._work}
 
 
-def _kept_bytes(shape: ModelShape, tokens: int, routed: int, rank: int) -> tuple[int, ...]:
-    """Bytes that each level adds in one layer."""
-    attention = 2 * shape.head_dim * (shape.num_heads + shape.num_kv_heads) + 4 * rank
+def _kept_bytes(shape: ModelShape, tokens: int, rank: int) -> tuple[int, ...]:
+    """Bytes that each level adds in one layer, tensor by tensor as layer.py and fused.py do."""
+    routed = tokens * shape.experts_per_token
+    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    router = shape.num_experts * _FP32 + 2 * shape.experts_per_token * (_INT64 + _FP32)
     return (
-        tokens * shape.hidden * _BF16,
-        routed * (2 * shape.expert_width + 3 * rank) * _BF16,
-        tokens * (attention * _BF16 + shape.num_heads * _FP32),
-        routed * shape.hidden * _BF16,
+        # The layer's input, the sum before the second norm, the experts' input; the router's
+        # probabilities, the chosen experts and their weights, the rows' order.
+        tokens * (3 * shape.hidden * _BF16 + router) + routed * (2 * _INT64),
+        # gate_up's outputs and the inner columns of its LoRA.
+        routed * (2 * shape.expert_width + 2 * rank) * _BF16,
+        # qkv's input and o's with their inner columns; qkv before and after the rotation; what
+        # attention returns and its log-sums.
+        tokens * (shape.hidden + 3 * rank + q + rank + 2 * (q + 2 * kv) + q) * _BF16
+        + tokens * shape.num_heads * _FP32,
     )
+
+
+def _experts_work_bytes(shape: ModelShape, tokens: int, rank: int) -> int:
+    """What the experts' backward holds at its fullest: in the middle of the down projection.
+
+    Decoded weights with the Bs as columns; per routed row gate_up's outputs, three tensors of the
+    expert's width, two of them with inner columns, one of the hidden size; and a few of the
+    tokens' own gradients.
+    """
+    routed, width = tokens * shape.experts_per_token, shape.expert_width
+    gate_up = 2 * width * (shape.hidden + 2 * rank)
+    down = shape.hidden * (width + rank)
+    rows = routed * (2 * width + 2 * rank + 4 * width + 2 * rank + shape.hidden)
+    return (shape.num_experts * (gate_up + down) + rows + 4 * tokens * shape.hidden) * _BF16
 
 
 def _fixed_bytes(shape: ModelShape, trained: Trained) -> dict[str, int]:
