@@ -55,8 +55,8 @@ def adapter_key(run_id: str, iteration: int) -> str:
 
 
 def checkpoint_key(run_id: str, iteration: int) -> str:
-    """Resumable training state; written over by train, deleted when the adapter is finished."""
-    return f"runs/{run_id}/iter-{iteration}/checkpoint/latest.pt"
+    """Resumable training states; made by train, deleted when the adapter is finished."""
+    return f"runs/{run_id}/iter-{iteration}/checkpoint"
 
 
 def answers_key(run_id: str, model_hash: str, *, muted: bool = False) -> str:

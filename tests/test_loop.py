@@ -315,4 +315,4 @@ def test_votes_keep_one_agreeing_thinking(
 
 def test_checkpoint_is_gone_after_training(done: tuple[RunCommand, Artifact, Track]) -> None:
     """The adapter is what is left of training."""
-    assert not open_store(done[0].store).exists(checkpoint_key(RUN_ID, 1))
+    assert [] == open_store(done[0].store).list(checkpoint_key(RUN_ID, 1))

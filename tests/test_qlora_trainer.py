@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,16 @@ import torch
 from mmar_jobs.errors import DataError, GateError, SettingsError, TryAgain
 from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.qlora.audit import audio_tower_digest, audit, check_audit
+from mmar_jobs.qlora.checkpoint import Checkpoints
 from mmar_jobs.qlora.export import export_adapter
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
+from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe, fingerprint
-from mmar_jobs.qlora.step import StepResult, build_optimizer, learning_rate_at
-from mmar_jobs.qlora.trainer import TrainResult, train
+from mmar_jobs.qlora.step import StepResult, learning_rate_at
+from mmar_jobs.qlora.trainer import Surroundings, TrainResult, train
+from mmar_jobs.stages.checkpoints import StoreCheckpoints
+from mmar_jobs.store import open_store
 from tests import qlora_cases as cases
 
 LORA = LoraRecipe(rank=3, alpha=6.0, dropout=0.1)
@@ -32,43 +39,42 @@ RECIPE = TrainRecipe(
 
 
 class MemoryCheckpoints:
-    """Checkpoints in a list."""
+    """Checkpoints by step, all kept; `delay_s` makes saving slow."""
 
-    def __init__(self, *saved: bytes) -> None:
-        self.saved = list(saved)
-        self.steps: list[int] = []
+    def __init__(self, saved: dict[int, bytes] | None = None, *, delay_s: float = 0.0) -> None:
+        self.saved = dict(saved or {})
+        self.delay_s = delay_s
 
-    def latest(self) -> bytes | None:
-        """The last one saved."""
-        return self.saved[-1] if self.saved else None
+    def latest(self) -> int | None:
+        """The last step saved."""
+        return max(self.saved, default=None)
 
-    def save(self, step: int, data: bytes) -> None:
+    @contextmanager
+    def load(self, step: int) -> Iterator[Path]:
+        """A temporary file."""
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(self.saved[step])
+            file.flush()
+            yield Path(file.name)
+
+    def save(self, step: int, parts: Iterator[memoryview]) -> None:
         """Keep all."""
-        self.saved.append(data)
-        self.steps.append(step)
+        copied = []
+        for part in parts:
+            time.sleep(self.delay_s)
+            copied.append(bytes(part))
+        self.saved[step] = b"".join(copied)
 
 
-class FolderCheckpoints:
-    """One file, replaced atomically; survives the process."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def latest(self) -> bytes | None:
-        """The file's bytes."""
-        return self.path.read_bytes() if self.path.exists() else None
-
-    def save(self, step: int, data: bytes) -> None:
-        """Replace the file."""
-        partial = self.path.with_suffix(f".{step}")
-        partial.write_bytes(data)
-        partial.replace(self.path)
+def in_folder(path: Path) -> StoreCheckpoints:
+    """Checkpoints in a folder; they survive the process."""
+    return StoreCheckpoints(open_store(str(path)), "checkpoint")
 
 
 def run(
     recipe: TrainRecipe = RECIPE,
     *,
-    checkpoints: MemoryCheckpoints | FolderCheckpoints | None = None,
+    checkpoints: Checkpoints | None = None,
     stop_after: int | None = None,
     pause_s: float = 0.0,
 ) -> tuple[LoraModel, TrainResult]:
@@ -83,7 +89,8 @@ def run(
         if step == stop_after:
             raise TryAgain("preempted")
 
-    result = train(lora, rows, recipe, audio=audio, checkpoints=checkpoints, on_step=on_step)
+    around = Surroundings(checkpoints=checkpoints, on_step=on_step)
+    result = train(lora, rows, recipe, audio=audio, around=around)
     return lora, result
 
 
@@ -110,7 +117,7 @@ def test_interrupted_and_resumed_is_bit_equal(stop_after: int, tmp_path: Path) -
     checkpoints = MemoryCheckpoints()
     with pytest.raises(TryAgain):
         run(checkpoints=checkpoints, stop_after=stop_after)
-    assert checkpoints.steps[-1] == stop_after
+    assert checkpoints.latest() == stop_after
     resumed, result = run(checkpoints=checkpoints)
     assert adapter_bytes(expected, tmp_path / "a") == adapter_bytes(resumed, tmp_path / "b")
     assert replace(expected_result, seconds=0) == replace(result, seconds=0)
@@ -120,8 +127,8 @@ def test_resumed_from_an_older_checkpoint_is_bit_equal(tmp_path: Path) -> None:
     """Steps after the last checkpoint are done again, to the same bits."""
     checkpoints = MemoryCheckpoints()
     expected, expected_result = run(checkpoints=checkpoints)
-    assert checkpoints.steps == [2, 4]
-    resumed, result = run(checkpoints=MemoryCheckpoints(checkpoints.saved[0]))
+    assert [2, 4] == list(checkpoints.saved)
+    resumed, result = run(checkpoints=MemoryCheckpoints({2: checkpoints.saved[2]}))
     assert adapter_bytes(expected, tmp_path / "a") == adapter_bytes(resumed, tmp_path / "b")
     assert expected_result.losses == result.losses
 
@@ -131,18 +138,18 @@ def test_killed_in_mid_run_and_resumed_is_bit_equal(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     code = (
         "import sys; from pathlib import Path; from tests.test_qlora_trainer import *; "
-        "run(checkpoints=FolderCheckpoints(Path(sys.argv[1])), pause_s=0.3)"
+        "run(checkpoints=in_folder(Path(sys.argv[1])), pause_s=0.3)"
     )
     root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", code, str(path)], cwd=root, env=environment
     ) as child:
-        while not path.exists() and child.poll() is None:
+        while in_folder(path).latest() is None and child.poll() is None:
             time.sleep(0.02)
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
-    resumed, _ = run(checkpoints=FolderCheckpoints(path))
+    resumed, _ = run(checkpoints=in_folder(path))
     expected, _ = run()
     assert adapter_bytes(expected, tmp_path / "a") == adapter_bytes(resumed, tmp_path / "b")
 
@@ -172,10 +179,8 @@ def test_checkpoint_of_another_recipe_is_refused() -> None:
     checkpoints = MemoryCheckpoints()
     run(checkpoints=checkpoints)
     with pytest.raises(SettingsError, match="another recipe"):
-        run(replace(RECIPE, learning_rate=2e-2), checkpoints=MemoryCheckpoints(*checkpoints.saved))
-    run(
-        replace(RECIPE, checkpoint_every_steps=1), checkpoints=MemoryCheckpoints(*checkpoints.saved)
-    )
+        run(replace(RECIPE, learning_rate=2e-2), checkpoints=MemoryCheckpoints(checkpoints.saved))
+    run(replace(RECIPE, checkpoint_every_steps=1), checkpoints=MemoryCheckpoints(checkpoints.saved))
 
 
 def test_damaged_checkpoint_is_named() -> None:
@@ -183,7 +188,7 @@ def test_damaged_checkpoint_is_named() -> None:
     checkpoints = MemoryCheckpoints()
     run(checkpoints=checkpoints)
     with pytest.raises(DataError, match="damaged"):
-        run(checkpoints=MemoryCheckpoints(checkpoints.saved[-1][:500]))
+        run(checkpoints=MemoryCheckpoints({4: checkpoints.saved[4][:500]}))
 
 
 def test_nothing_to_train_is_an_error() -> None:
@@ -225,7 +230,7 @@ def test_frozen_parameter_that_changes_is_an_error() -> None:
                 w.add_(1e-3)
 
         with pytest.raises(GateError, match=f"frozen parameter {part}"):
-            train(lora, rows, RECIPE, audio=audio, on_step=meddle)
+            train(lora, rows, RECIPE, audio=audio, around=Surroundings(on_step=meddle))
 
 
 def test_audit_of_a_proper_model() -> None:

@@ -6,14 +6,16 @@ Legend: S tokens of a row, A audio tokens of a clip, C completion tokens of a ro
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mmar_jobs.errors import GateError, SettingsError
-from mmar_jobs.qlora.attention import packed_rows
+from mmar_jobs.errors import GateError
+from mmar_jobs.qlora.attention import packed_rows, row_layout
+from mmar_jobs.qlora.distributed import ALONE, GradientSum
 from mmar_jobs.qlora.gates import check_weighted_loss
 from mmar_jobs.qlora.lora import LoraModel
 from mmar_jobs.qlora.loss import linear_cross_entropy, token_coefficients
@@ -32,25 +34,42 @@ class StepResult:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What all steps of one fit share; `audio` has the (A, H) embeddings of every clip by digest.
+
+    `gradients` sums over the processes of a data parallel run.
+    """
+
+    lora: LoraModel
+    recipe: TrainRecipe
+    audio: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    gradients: GradientSum = field(default_factory=lambda: GradientSum({}, ALONE))
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    # The host does not wait: what a step needs from the CPU must not stop the GPU's queue.
+    return tensor.to(device, non_blocking=True)
+
+
 def row_embeds(
     lora: LoraModel, rows: Sequence[TrainRow], packed: PackedRow, audio: Mapping[str, Tensor]
 ) -> Tensor:
     """Input embeddings of a row, (1, S, H), with the clips' in place of audio tokens."""
     model = lora.model
     device = model.model.embed_tokens.weight.device
-    input_ids_S = packed.input_ids_S.to(device)
-    embeds_SH: Tensor = model.model.embed_tokens(input_ids_S)
-    is_audio_S = input_ids_S == model.config.audio_token_id
-    clips = [audio[rows[member].audio_sha256] for member in packed.members]
-    audio_AH = torch.cat(clips).to(device, embeds_SH.dtype)
-    if audio_AH.shape[0] != int(is_audio_S.sum()):
+    audio_at_A = (packed.input_ids_S == model.config.audio_token_id).nonzero()[:, 0]
+    audio_AH = torch.cat([audio[rows[member].audio_sha256] for member in packed.members])
+    if audio_AH.shape[0] != audio_at_A.shape[0]:
         ids = ", ".join(rows[member].question_id for member in packed.members)
         raise GateError(
-            f"questions {ids}: {int(is_audio_S.sum())} audio tokens in their rows but "
+            f"questions {ids}: {audio_at_A.shape[0]} audio tokens in their rows but "
             f"{audio_AH.shape[0]} embeddings: clips and prompts do not belong together"
         )
-    embeds_SH[is_audio_S] = audio_AH
-    return embeds_SH[None]
+    embeds_SH: Tensor = model.model.embed_tokens(_to(packed.input_ids_S, device))
+    audio_AH = audio_AH.to(device, embeds_SH.dtype, non_blocking=True)
+    return embeds_SH.index_copy(0, _to(audio_at_A, device), audio_AH)[None]
 
 
 def row_hidden(
@@ -61,10 +80,10 @@ def row_hidden(
     with packed_rows(model):
         out = model.model(
             inputs_embeds=row_embeds(lora, rows, packed, audio),
-            position_ids=packed.position_ids_41S.to(model.device),
+            position_ids=_to(packed.position_ids_41S, model.device),
             attention_mask=None,
             use_cache=False,
-            row_lengths=packed.lengths,
+            row_layout=row_layout(packed.lengths, model.device),
         )
     hidden_SH: Tensor = out.last_hidden_state[0]
     return hidden_SH
@@ -84,12 +103,12 @@ def row_loss(
     """
     hidden_SH = row_hidden(lora, rows, packed, audio)
     device = hidden_SH.device
-    coefficient_C = torch.tensor(coefficients, dtype=torch.float32)[packed.owner_C].to(device)
+    coefficient_C = torch.tensor(coefficients, dtype=torch.float32)[packed.owner_C]
     return linear_cross_entropy(
-        hidden_SH.index_select(0, packed.predict_C.to(device)),
+        hidden_SH.index_select(0, _to(packed.predict_C, device)),
         lora.model.lm_head.weight,
-        packed.target_C.to(device),
-        coefficient_C,
+        _to(packed.target_C, device),
+        _to(coefficient_C, device),
     )
 
 
@@ -104,65 +123,68 @@ def learning_rate_at(step: int, num_steps: int, recipe: TrainRecipe) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def build_optimizer(
-    factors: Iterable[torch.nn.Parameter], recipe: TrainRecipe
-) -> torch.optim.Optimizer:
-    """AdamW over the factors; "adamw8bit" without bitsandbytes is a SettingsError."""
-    options = {
-        "lr": recipe.learning_rate,
-        "betas": recipe.betas,
-        "weight_decay": recipe.weight_decay,
-    }
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(factors, fused=True, **options)  # type: ignore[arg-type]
-    try:
-        from bitsandbytes.optim import PagedAdamW8bit  # type: ignore[import-not-found]  # noqa: PLC0415
-    except ImportError as error:
-        raise SettingsError(
-            "optimizer adamw8bit needs bitsandbytes, which is not installed: choose adamw"
-        ) from error
-    optimizer: torch.optim.Optimizer = PagedAdamW8bit(list(factors), **options)
-    return optimizer
-
-
-def take_step(
-    lora: LoraModel,
-    rows: Sequence[TrainRow],
-    recipe: TrainRecipe,
-    *,
-    audio: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    step: int,
-) -> StepResult:
+def take_step(fit: Fit, rows: Sequence[TrainRow], *, step: int) -> StepResult:
     """Train on `rows`, the examples of optimizer step number `step`.
 
-    Raises GateError when the loss is not finite, or not the weighted mean of the examples' losses.
+    Numbers come back from the GPU once, after the last backward was queued. Raises GateError when
+    the loss is not finite, or not the weighted mean of the examples' losses.
     """
+    recipe, factors = fit.recipe, fit.lora.factors()
+    fit.optimizer.zero_grad(set_to_none=True)
+    row_plan = list(pack(rows, recipe.token_budget))
+    sums = _sum_rows(fit, rows, row_plan, step=step)
+    grads = [factor.grad for factor in factors.values() if factor.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    loss, grad_norm, *nll_N = torch.cat((sums[:1], norm[None].to(sums), sums[1:])).tolist()
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        ids = ", ".join(sorted({row.question_id for row in rows})[:8])
+        raise GateError(
+            f"step {step}: loss {loss} and gradient norm {grad_norm} on questions {ids}: "
+            "lower the learning rate or look at these examples"
+        )
+    _check_weights(loss, nll_N, rows, weighting=recipe.weighting, step=step)
+    if grad_norm > recipe.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(factors.values(), recipe.max_grad_norm, norm)
+    fit.optimizer.step()
+    return StepResult(loss, grad_norm, sum(sum(packed.lengths) for packed in row_plan))
+
+
+def _sum_rows(
+    fit: Fit, rows: Sequence[TrainRow], row_plan: Sequence[PackedRow], *, step: int
+) -> Tensor:
+    """Forward and backward over this process's share of the rows, gradients summed over all.
+
+    Returns the step's loss and each example's summed token losses, (1 + N,) fp64 on the device.
+    """
+    lora, recipe = fit.lora, fit.recipe
     coefficients = token_coefficients(
         [row.weight for row in rows], [row.num_labels for row in rows], recipe.weighting
     )
-    optimizer.zero_grad(set_to_none=True)
+    sums = torch.zeros(1 + len(rows), dtype=torch.float64, device=lora.model.device)
     lora.dropout.active = True
-    loss, num_tokens = 0.0, 0
-    nll_N = torch.zeros(len(rows))
-    for index, packed in enumerate(pack(rows, recipe.token_budget)):
+    for index, packed, is_last in _share(row_plan, fit.gradients):
         lora.dropout.row = step * _ROWS_PER_STEP + index
-        part, nll_C = row_loss(lora, rows, packed, audio=audio, coefficients=coefficients)
-        nll_N.index_add_(0, packed.owner_C, nll_C.float().cpu())
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += float(part.detach())
-        num_tokens += sum(packed.lengths)
+        part, nll_C = row_loss(lora, rows, packed, audio=fit.audio, coefficients=coefficients)
+        sums[0] += part.detach()
+        sums.index_add_(0, _to(packed.owner_C + 1, sums.device), nll_C.to(sums.dtype))
+        with fit.gradients.last_backward() if is_last else nullcontext():
+            part.backward()  # type: ignore[no-untyped-call]
     lora.dropout.active = False
-    norm = torch.nn.utils.clip_grad_norm_(lora.factors().values(), recipe.max_grad_norm)
-    if not (math.isfinite(loss) and math.isfinite(float(norm))):
-        ids = ", ".join(sorted({row.question_id for row in rows})[:8])
-        raise GateError(
-            f"step {step}: loss {loss} and gradient norm {float(norm)} on questions {ids}: "
-            "lower the learning rate or look at these examples"
-        )
-    _check_weights(loss, nll_N.tolist(), rows, weighting=recipe.weighting, step=step)
-    optimizer.step()
-    return StepResult(loss, float(norm), num_tokens)
+    fit.gradients.finish(sums)
+    return sums
+
+
+def _share(
+    row_plan: Sequence[PackedRow], gradients: GradientSum
+) -> Iterator[tuple[int, PackedRow, bool]]:
+    """This process's rows with their numbers, and whether each is its last; there may be none.
+
+    Rows come fullest first, so dealing them out in turn keeps the shares even.
+    """
+    workers = gradients.workers
+    mine = range(workers.rank, len(row_plan), workers.num)
+    for index in mine:
+        yield index, row_plan[index], index == mine[-1]
 
 
 def _check_weights(

@@ -9,17 +9,20 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from mmar_jobs.errors import GateError, TryAgain
 from mmar_jobs.qlora.audit import audio_tower_digest, audit, check_audit
-from mmar_jobs.qlora.checkpoint import Checkpoints, Progress, dump_state, restore_state
+from mmar_jobs.qlora.checkpoint import Checkpoints, CheckpointWriter, Progress, restore_state
+from mmar_jobs.qlora.distributed import ALONE, GradientSum, Workers
 from mmar_jobs.qlora.lora import LoraModel
+from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, digest_rows, schedule_steps, split_over_long
 from mmar_jobs.qlora.recipes import TrainRecipe, fingerprint
-from mmar_jobs.qlora.step import StepResult, build_optimizer, learning_rate_at, take_step
+from mmar_jobs.qlora.step import Fit, StepResult, learning_rate_at, take_step
 
 OnStep = Callable[[int, int, StepResult], None]
 
@@ -61,21 +64,39 @@ def digest_factors(lora: LoraModel) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a fit meets outside of itself.
+
+    `on_step(step, num_steps, result)` is called after each step, counted from 1; it may raise
+    TryAgain (preempted). `base` names the frozen weights: a checkpoint made over others is refused.
+    `memory_bytes` is what the GPU may be filled to, None for no limit.
+    """
+
+    checkpoints: Checkpoints | None = None
+    on_step: OnStep | None = None
+    workers: Workers = ALONE
+    base: str = ""
+    memory_bytes: int | None = None
+
+
+_NOTHING: Final = Surroundings()
+
+
 def train(
     lora: LoraModel,
     rows: Sequence[TrainRow],
     recipe: TrainRecipe,
     *,
     audio: Mapping[str, Tensor],
-    checkpoints: Checkpoints | None = None,
-    on_step: OnStep | None = None,
+    around: Surroundings = _NOTHING,
 ) -> TrainResult:
-    """Fit the factors in place; resumes from `checkpoints.latest()`.
+    """Fit the factors in place; resumes from the newest checkpoint.
 
-    `on_step(step, num_steps, result)` is called after each step, counted from 1; it may raise
-    TryAgain (preempted): the state is saved first. On CPU the result of a resumed run is the same
-    bit for bit. Raises GateError when nothing can be or was trained, when something frozen changed,
-    or on a loss that is not finite.
+    When `on_step` raises TryAgain, in whichever process, the state after that very step is durable
+    before all processes end with TryAgain. On CPU the result of a resumed run is the same bit for
+    bit. Raises GateError when nothing can be or was trained, when something frozen changed, or on a
+    loss that is not finite; and what a checkpoint could not be saved for.
     """
     kept, num_dropped = split_over_long(rows, recipe.token_budget)
     if not kept:
@@ -85,9 +106,9 @@ def train(
         )
     check_audit(audit(lora.model))
     before = _Before(lora)
-    run = _Run(lora, kept, recipe, audio, before.factors_digest)
-    progress = run.fit(checkpoints, on_step)
-    before.check_trained(lora)
+    run = _Run(lora, kept, recipe, audio=audio, around=around, factors=before.factors_digest)
+    progress = run.fit()
+    around.workers.check_equal(before.check_trained(lora), "factors after training")
     return TrainResult(
         num_steps=progress.num_steps,
         num_examples=len(kept),
@@ -108,55 +129,74 @@ class _Run:
         lora: LoraModel,
         rows: Sequence[TrainRow],
         recipe: TrainRecipe,
+        *,
         audio: Mapping[str, Tensor],
-        factors_digest: str,
+        around: Surroundings,
+        factors: str,
     ) -> None:
-        self.lora, self.rows, self.recipe, self.audio = lora, rows, recipe, audio
-        self.fingerprint = fingerprint(lora.recipe, recipe, digest_rows(rows) + factors_digest)
-        self.optimizer = build_optimizer(lora.factors().values(), recipe)
+        self.rows, self.around = rows, around
+        data = f"{digest_rows(rows)} {factors} {around.base}"
+        self.fingerprint = fingerprint(lora.recipe, recipe, data)
+        around.workers.check_equal(self.fingerprint, "examples, settings or first factors")
+        optimizer = build_optimizer(
+            lora.factors().values(), recipe, memory_bytes=around.memory_bytes
+        )
+        gradients = GradientSum(lora.factors(), around.workers)
+        self.fit_of_steps = Fit(lora, recipe, audio, optimizer, gradients)
         self.progress = Progress()
+        self.writer: CheckpointWriter | None = None
+        if around.checkpoints is not None and around.workers.is_first:
+            self.writer = CheckpointWriter(around.checkpoints)
 
-    def fit(self, checkpoints: Checkpoints | None, on_step: OnStep | None) -> Progress:
+    def fit(self) -> Progress:
         """Take all steps that no checkpoint holds."""
-        latest = checkpoints.latest() if checkpoints else None
-        if latest is not None:
-            self.progress = restore_state(
-                latest, self.lora, self.optimizer, fingerprint=self.fingerprint
-            )
+        recipe = self.fit_of_steps.recipe
         steps = schedule_steps(
             len(self.rows),
-            examples_per_step=self.recipe.examples_per_step,
-            num_epochs=self.recipe.num_epochs,
-            seed=self.recipe.seed,
+            examples_per_step=recipe.examples_per_step,
+            num_epochs=recipe.num_epochs,
+            seed=recipe.seed,
         )
-        for step in range(self.progress.num_steps, len(steps)):
-            result = self._take(step, steps)
-            is_last = step + 1 == len(steps)
-            due = (step + 1) % self.recipe.checkpoint_every_steps == 0
-            if checkpoints and due and not is_last:
-                self._save(checkpoints)
-            try:
-                if on_step:
-                    on_step(step + 1, len(steps), result)
-            except TryAgain:
-                if checkpoints and not due:
-                    self._save(checkpoints)
-                raise
+        self._restore()
+        try:
+            for step in range(self.progress.num_steps, len(steps)):
+                result = self._take(step, steps)
+                is_due = (step + 1) % recipe.checkpoint_every_steps == 0
+                if is_due and step + 1 < len(steps):
+                    self._save()
+                self._tell(step + 1, len(steps), result)
+            if self.writer:
+                self.writer.wait()
+        finally:
+            self.fit_of_steps.gradients.close()
+            if self.writer:
+                self.writer.close()
         return self.progress
+
+    def _restore(self) -> None:
+        """Go on from the checkpoint that the first process finds the newest."""
+        checkpoints, workers = self.around.checkpoints, self.around.workers
+        if checkpoints is None:
+            return
+        latest = workers.share(checkpoints.latest() if workers.is_first else None)
+        if latest is None:
+            return
+        fit = self.fit_of_steps
+        with checkpoints.load(latest) as path:
+            self.progress = restore_state(
+                path, fit.lora, fit.optimizer, fingerprint=self.fingerprint
+            )
+        # Nobody goes on to a step whose checkpoint would replace the one that another still reads.
+        workers.gather(None)
 
     def _take(self, step: int, steps: Sequence[Sequence[int]]) -> StepResult:
         started = time.monotonic()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, len(steps), self.recipe)
-        examples = [self.rows[index] for index in steps[step]]
-        result = take_step(
-            self.lora,
-            examples,
-            self.recipe,
-            audio=self.audio,
-            optimizer=self.optimizer,
-            step=step,
-        )
+        if self.writer:
+            self.writer.check()
+        fit = self.fit_of_steps
+        for group in fit.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, len(steps), fit.recipe)
+        result = take_step(fit, [self.rows[index] for index in steps[step]], step=step)
         self.progress.num_steps = step + 1
         self.progress.num_tokens += result.num_tokens
         self.progress.seconds += time.monotonic() - started
@@ -164,9 +204,30 @@ class _Run:
         self.progress.grad_norms.append(result.grad_norm)
         return result
 
-    def _save(self, checkpoints: Checkpoints) -> None:
-        data = dump_state(self.lora, self.optimizer, self.progress, fingerprint=self.fingerprint)
-        checkpoints.save(self.progress.num_steps, data)
+    def _tell(self, step: int, num_steps: int, result: StepResult) -> None:
+        """Call `on_step`; where any process is asked to stop, all save and stop together."""
+        stop: TryAgain | None = None
+        try:
+            if self.around.on_step:
+                self.around.on_step(step, num_steps, result)
+        except TryAgain as error:
+            stop = error
+        reasons = self.around.workers.gather(str(stop) if stop else None)
+        reason = next((reason for reason in reasons if reason), None)
+        if reason is None:
+            return
+        if self.writer:
+            if self.writer.step != step:
+                self._save()
+            self.writer.wait()
+        # A launcher ends all processes as soon as one has ended.
+        self.around.workers.gather(None)
+        raise stop or TryAgain(reason)
+
+    def _save(self) -> None:
+        if self.writer:
+            fit = self.fit_of_steps
+            self.writer.start(fit.lora, fit.optimizer, self.progress, fingerprint=self.fingerprint)
 
 
 class _Before:
@@ -177,9 +238,10 @@ class _Before:
         self.factors_digest = digest_factors(lora)
         self._frozen = _frozen_versions(lora)
 
-    def check_trained(self, lora: LoraModel) -> None:
-        """Raise GateError unless every B moved off zero and nothing frozen was written to."""
-        if digest_factors(lora) == self.factors_digest:
+    def check_trained(self, lora: LoraModel) -> str:
+        """The factors' new digest; GateError unless every B moved and nothing frozen did."""
+        digest = digest_factors(lora)
+        if digest == self.factors_digest:
             raise GateError("nothing was trained: the adapter is what it was before the first step")
         for name, factor in lora.factors().items():
             if not torch.isfinite(factor).all():
@@ -196,6 +258,7 @@ class _Before:
             raise GateError(f"frozen parameter {changed[0]} was written to in training")
         if audio_tower_digest(lora.model) != self.tower_digest:
             raise GateError("the audio tower changed in training: it must stay frozen")
+        return digest
 
 
 def _frozen_versions(lora: LoraModel) -> dict[str, tuple[int, int]]:
