@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def sharded_base(
     experts = sum("layers.0.mlp.experts" in name for name in names)
     cuts = [0, experts // 2, *(experts // 2 + 40 * i for i in range(1, num_shards - 1)), len(names)]
     weight_map = {}
-    for index, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False), 1):
+    for index, (start, end) in enumerate(pairwise(cuts), 1):
         shard = f"model-{index:05d}-of-{num_shards:05d}.safetensors"
         held = {name: _cast(name, tensors[name], dtype) for name in names[start:end]}
         save_file(held, folder / shard, metadata={"format": "pt"})

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmar_jobs.errors import DataError
 from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from mmar_jobs.qlora.export import expert_fastest, export_adapter, from_expert_fastest, load_adapter
+from mmar_jobs.qlora.adapter_file import expert_fastest, from_expert_fastest
+from mmar_jobs.qlora.export import export_adapter, load_adapter
 from mmar_jobs.qlora.merge import merge_adapter
 from mmar_jobs.qlora.recipes import LoraRecipe
 from tests import qlora_cases as cases

@@ -1,13 +1,11 @@
-"""Adapters as files that PEFT and vLLM read, and back; one tensor is in memory at a time.
+"""Writing adapters that PEFT and vLLM read, and loading one into a model that goes on from it.
 
-Not here: merging an adapter into a base (merge.py).
+Not here: the layout of the experts' factors (adapter_file.py), merging (merge.py). One tensor is in
+memory at a time.
 
-Layout of fused experts (peft 0.21, tuners/lora/layer.py ParamWrapper): lora_A is expert-slowest
-(E·R, in), lora_B expert-fastest (out, R·E). gate and up are one parameter there, so their two pairs
-become one of rank 2R: A = [A_gate; A_up], B block-diagonal, alpha doubled so that the scale stays.
-The zeros are 0.6 of 4.0 billion numbers at the shape of the 30B model; neither reader has a layout
-that separates gate and up without them (vLLM reads per-expert pairs of such a model only behind
---enable-mixed-moe-lora-format, PEFT wraps whole parameters).
+The block-diagonal zeros of gate and up are 0.6 of 4.0 billion numbers at the shape of the 30B
+model; neither reader has a layout without them (vLLM reads per-expert pairs of such a model only
+behind --enable-mixed-moe-lora-format, PEFT wraps whole parameters).
 
 vLLM reads the same names (read in the released sources of 0.28 to 0.32, vllm/lora):
 - 0.28 refuses LoRA for Qwen3-Omni; from 0.29 on the thinker has is_3d_moe_weight = True and
@@ -17,14 +15,11 @@ vLLM reads the same names (read in the released sources of 0.28 to 0.32, vllm/lo
   names that PEFT wants on the thinker class, base_model.model.model.layers..., serve both.
 - 0.29 to 0.31 know no rank_pattern and no alpha_pattern: every module is scaled by lora_alpha / r.
   So alpha must be doubled together with the rank, and is; 0.32 applies the patterns.
-- --max-lora-rank must be at least 2R: 0.32 says so, before the copy into a buffer fails.
-
-Legend: E experts, R rank, H hidden, I expert width, O out-features.
+- --max-lora-rank must be at least 2R: 0.32 says so, before that the copy into a buffer fails.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,37 +28,27 @@ from torch import Tensor
 
 from mmar_jobs.errors import DataError
 from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from mmar_jobs.qlora.adapter_file import (
+    FORMAT_VERSION,
+    INNER,
+    METADATA_KEY,
+    PREFIX,
+    AdapterFile,
+    expert_fastest,
+    expert_slowest,
+    from_expert_fastest,
+    open_adapter,
+)
 from mmar_jobs.qlora.experts import ExpertLora
 from mmar_jobs.qlora.lora import LoraLinear, LoraModel
-from mmar_jobs.qlora.tensor_file import DTYPES, Slot, read_header, read_tensor, write_tensors
+from mmar_jobs.qlora.tensor_file import write_tensors
 from mmar_jobs.store import disk
 
-METADATA_KEY: Final = "mmar_jobs"
-FORMAT_VERSION: Final = "1"
-BASE_DIGEST: Final = "base_digest"
-PREFIX: Final = "base_model.model."
-# PEFT nests one wrapper per parameter of the experts module: gate_up_proj is the inner one.
-INNER: Final = ".base_layer"
 _GATE_UP: Final = "mlp.experts.gate_up_proj"
 _DOWN: Final = "mlp.experts.down_proj"
 
 # A tensor of the file: its shape, and a function that makes it from the factors.
 _Part = tuple[tuple[int, ...], Callable[[], Tensor]]
-
-
-def expert_slowest(factor_ERI: Tensor) -> Tensor:
-    """(E, R, in) -> (E·R, in): PEFT's lora_A."""
-    return factor_ERI.reshape(-1, factor_ERI.shape[-1])
-
-
-def expert_fastest(factor_EOR: Tensor) -> Tensor:
-    """(E, O, R) -> (O, R·E): PEFT's lora_B."""
-    return factor_EOR.permute(1, 2, 0).reshape(factor_EOR.shape[1], -1)
-
-
-def from_expert_fastest(factor: Tensor, num_experts: int) -> Tensor:
-    """(O, R·E) -> (E, O, R), the inverse of expert_fastest."""
-    return factor.reshape(factor.shape[0], -1, num_experts).permute(2, 0, 1)
 
 
 def block_diagonal(gate_EIR: Tensor, up_EIR: Tensor) -> Tensor:
@@ -168,47 +153,6 @@ def export_adapter(
                 metadata=header,
             ),
         )
-
-
-@dataclass(frozen=True)
-class AdapterFile:
-    """An adapter folder, opened: config, header and metadata, tensors only when asked for."""
-
-    folder: Path
-    config: Mapping[str, Any]
-    slots: Mapping[str, Slot]
-    metadata: Mapping[str, str]
-
-    def tensor(self, name: str, device: torch.device) -> Tensor:
-        """One tensor; DataError when it is absent or holds NaN or infinity."""
-        path = self.folder / ADAPTER_WEIGHTS
-        with path.open("rb") as file:
-            tensor = read_tensor(file, self.slots[name]).to(device)
-        if not tensor.isfinite().all():
-            raise DataError(f"{path}: {name} holds NaN or infinity: train this adapter again")
-        return tensor
-
-
-def open_adapter(folder: Path) -> AdapterFile:
-    """Read config and header; DataError when there is no adapter, or its two files disagree."""
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        header = read_header(folder / ADAPTER_WEIGHTS)
-        metadata = json.loads(header.metadata.get(METADATA_KEY, "{}"))
-    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} holds no readable adapter: {error}") from error
-    odd = [slot.name for slot in header.slots if slot.dtype not in DTYPES]
-    if odd:
-        raise DataError(f"{folder}: adapter tensor {odd[0]} is quantised: export it in bf16")
-    known = {"format": FORMAT_VERSION, "rank": str(rank), "alpha": str(alpha)}
-    for key, value in known.items():
-        if metadata.get(key, value) != value:
-            raise DataError(
-                f"{folder}: {ADAPTER_WEIGHTS} was written with {key} {metadata[key]}, "
-                f"{ADAPTER_CONFIG} or this version has {value}: take both files from one export"
-            )
-    return AdapterFile(folder, config, {slot.name: slot for slot in header.slots}, metadata)
 
 
 def _load_linear(site: LoraLinear, path: str, adapter: AdapterFile) -> None:

@@ -1,6 +1,6 @@
 """Merging an adapter into weights: W + scaling · B·A, in fp32, rounded once.
 
-Not here: the adapter's files (export.py), folders, resuming (merge_folder.py), the command.
+Not here: the adapter's files (adapter_file.py), folders, resuming (merge_folder.py), the command.
 
 Legend: E experts, R rank, O out-features, I in-features (of one projection), H hidden.
 """
@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 
 from mmar_jobs.errors import DataError
-from mmar_jobs.qlora.export import INNER, PREFIX, AdapterFile, from_expert_fastest, open_adapter
+from mmar_jobs.qlora.adapter_file import (
+    INNER,
+    PREFIX,
+    AdapterFile,
+    from_expert_fastest,
+    open_adapter,
+)
 from mmar_jobs.qlora.foreign import Thinker
-from mmar_jobs.qlora.lora import ATTENTION_PROJECTIONS
 
 _LINEAR: Final = re.compile(r".*\.self_attn\.\w+")
 _EXPERTS: Final = re.compile(r".*\.mlp\.experts")
@@ -225,7 +230,7 @@ def _weights(model: Thinker) -> Any:
         path, experts = f"model.layers.{index}", layer.mlp.experts
         if hasattr(experts, "lora"):
             raise DataError("the model already carries LoRA: detach it before merging")
-        for name in ATTENTION_PROJECTIONS:
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             yield f"{path}.self_attn.{name}", layer.self_attn.get_submodule(name).weight
         for expert in range(experts.gate_up_proj.shape[0]):
             gate, up = experts.gate_up_proj[expert].chunk(2, dim=0)

@@ -23,8 +23,8 @@ from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mmar_jobs.progress import Tracker, no_bar
+from mmar_jobs.qlora.adapter_file import BASE_DIGEST
 from mmar_jobs.qlora.base_files import check_projections, read_sources
-from mmar_jobs.qlora.export import BASE_DIGEST
 from mmar_jobs.qlora.merge import AdapterPairs
 from mmar_jobs.qlora.merge_folder import (
     Job,
