@@ -18,7 +18,6 @@ from mmar_jobs.errors import SettingsError
 BLOCK: Final = 64
 # Scales are quantised in blocks of this many; bitsandbytes fixes it.
 SCALE_BLOCK: Final = 256
-_CODE_BYTES: Final = 4
 _KIND: Final = "nf4"
 _MAX_NUMEL: Final = 1 << 31  # bitsandbytes' CUDA kernels count in 32 bits
 
@@ -35,13 +34,6 @@ def _bitsandbytes() -> Any:
             "or choose none"
         ) from error
     return bitsandbytes.functional
-
-
-def nf4_bytes(numel: int) -> int:
-    """Bytes of a weight of `numel` numbers in NF4, scales, code and offset included."""
-    num_blocks = -(-numel // BLOCK)
-    num_scale_blocks = -(-num_blocks // SCALE_BLOCK)
-    return -(-numel // 2) + num_blocks + _CODE_BYTES * (num_scale_blocks + 256 + 1)
 
 
 class Nf4Weight(nn.Module):
@@ -85,6 +77,23 @@ class Nf4Weight(nn.Module):
             "offset": state.offset,
         }
         return cls(weight.shape, weight.dtype, buffers)
+
+    @classmethod
+    def empty(cls, shape: torch.Size, dtype: torch.dtype) -> "Nf4Weight":
+        """A weight without contents, on the meta device, to count and to be replaced."""
+        num_blocks = -(-shape.numel() // BLOCK)
+        sizes = {
+            "packed": ((-(-shape.numel() // 2),), torch.uint8),
+            "absmax": ((num_blocks,), torch.uint8),
+            "absmax_scale": ((-(-num_blocks // SCALE_BLOCK),), torch.float32),
+            "absmax_code": ((256,), torch.float32),
+            "offset": ((), torch.float32),
+        }
+        buffers = {
+            name: torch.empty(size, dtype=kind, device="meta")
+            for name, (size, kind) in sizes.items()
+        }
+        return cls(shape, dtype, buffers)
 
     @classmethod
     def random(
