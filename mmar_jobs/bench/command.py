@@ -4,16 +4,18 @@ Not here: what is measured (train.py), what a figure carries (result.py).
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mmar_jobs.arguments import Parser
 from mmar_jobs.bench.result import Measurement, write_measurements
 from mmar_jobs.errors import ExitCode, SettingsError
 
-_TOKENS: Final = "8192"
+if TYPE_CHECKING:
+    import torch
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -33,51 +35,66 @@ def bench(arguments: Sequence[str]) -> int:
 
 
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:
-    def flag(name: str, help_text: str, **options: object) -> None:
-        parser.add_argument(name, help=f"{help_text} (default: %(default)s)", **options)  # type: ignore[arg-type]
+    def flag(name: str, text: str, **options: Any) -> None:
+        shown = options.pop("shown", "%(default)s")
+        parser.add_argument(name, help=f"{text} (default: {shown})", **options)
 
     flag("--shape", "model shape", choices=("30b", "tiny"), default="30b")
-    flag("--num-layers", "cut the model to this many layers; null: all", type=_positive)
-    flag("--tokens", "real tokens of a packed row; several as 2048,8192", default=_TOKENS)
-    flag("--example-tokens", "tokens of every packed example; null: a mix", type=_positive)
+    flag("--num-layers", "cut the model to this many layers", type=_positive, shown="all")
+    several = "real tokens of a packed row, or several as 2048,8192"
+    flag("--tokens", several, type=_row_sizes, default="8192")
+    flag("--example-tokens", "tokens of every packed example", type=_positive, shown="a mix")
     flag("--rank", "LoRA rank", type=_positive, default=64)
     flag("--dropout", "dropout on the LoRA input", type=float, default=0.05)
     flag("--quantization", "of the frozen base", choices=("nf4", "none"), default="nf4")
     flag("--optimizer", "optimizer", choices=("adamw8bit", "adamw"), default="adamw8bit")
-    flag("--memory-gb", "device memory that a step may use, 10^9 bytes", type=float, default=80.0)
+    flag("--memory-gb", "device memory for a step, 10^9 bytes", type=_positive_real, default=80.0)
     flag("--steps", "steps that are timed", type=_positive, default=5)
     flag("--warmup", "steps before those", type=_count, default=2)
     flag("--seed", "of weights, rows and dropout", type=_count, default=0)
-    flag("--device", "torch device", default="cuda")
-    flag("--compare", "also time the stock path on the same rows", choices=("peft",))
-    flag("--commit", "commit to record; null: ask git")
-    flag("--json", "write JSON lines to this file, - for standard output; null: a table", type=Path)
+    flag("--device", "cuda, cuda:1, cpu", default="cuda")
+    flag("--compare", "time the stock path too, same rows", choices=("peft",), shown="no")
+    flag("--commit", "commit to record", shown="what git says")
+    flag("--json", "write JSON lines to this file, - for standard output", type=Path, shown="no")
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    return _whole(text, 1)
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
+    return _whole(text, 0)
+
+
+def _whole(text: str, smallest: int) -> int:
+    if not text.strip().isdecimal() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {smallest}")
+    return int(text)
+
+
+def _positive_real(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return number
 
 
-def _train(chosen: argparse.Namespace) -> int:
-    import torch  # noqa: PLC0415 - seconds that --help must not pay
+def _row_sizes(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
 
-    from mmar_jobs.bench.environment import read_environment  # noqa: PLC0415 - the same
-    from mmar_jobs.bench.train import TrainBench, run_train_bench  # noqa: PLC0415 - the same
+
+def _train(chosen: argparse.Namespace) -> int:
+    # torch takes seconds that --help must not pay.
+    from mmar_jobs.bench.environment import read_environment  # noqa: PLC0415
+    from mmar_jobs.bench.train import TrainBench, run_train_bench  # noqa: PLC0415
 
     settings = TrainBench(
         shape=chosen.shape,
         num_layers=chosen.num_layers,
-        tokens=_row_sizes(chosen.tokens),
+        tokens=chosen.tokens,
         example_tokens=chosen.example_tokens,
         rank=chosen.rank,
         dropout=chosen.dropout,
@@ -89,21 +106,34 @@ def _train(chosen: argparse.Namespace) -> int:
         seed=chosen.seed,
         compare=chosen.compare,
     )
-    try:
-        device = torch.device(chosen.device)
-    except RuntimeError as error:
-        raise SettingsError(f"device {chosen.device} is not known to torch") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("there is no CUDA device here: use --device cpu --shape tiny")
+    device = _device(chosen.device)
+    _check_writable(chosen.json)
     environment = read_environment(device, commit=chosen.commit)
     return _report(run_train_bench(settings, device, environment), chosen.json)
 
 
-def _row_sizes(text: str) -> tuple[int, ...]:
+def _device(name: str) -> "torch.device":
+    import torch  # noqa: PLC0415 - seconds that --help must not pay
+
     try:
-        return tuple(_positive(part) for part in text.split(","))
-    except ValueError as error:
-        raise SettingsError(f"--tokens {text}: give whole numbers, as in 4096,8192") from error
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"--device {name} is not known to torch") from error
+    if device.type not in {"cuda", "cpu"}:
+        raise SettingsError(f"--device {name}: only cuda and cpu can be measured")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"there is no device {name} here: try --device cpu --shape tiny")
+    return device
+
+
+def _check_writable(json_file: Path | None) -> None:
+    """Fail before minutes of measuring, not after."""
+    if json_file is not None and str(json_file) != "-":
+        if json_file.is_dir():
+            raise SettingsError(f"--json {json_file} is a folder: name a file")
+        probe = json_file.with_name(f".{json_file.name}.part")
+        probe.touch()
+        probe.unlink()
 
 
 def _report(measurements: Iterable[Measurement], json_file: Path | None) -> int:

@@ -14,9 +14,8 @@ import torch
 
 from mmar_jobs.bench.result import Environment
 
-_PACKAGES: Final = (
-    *("torch", "triton", "transformers", "peft", "bitsandbytes", "flash-attn", "safetensors"),
-    "numpy",
+_PACKAGES: Final = frozenset(
+    {"triton", "transformers", "peft", "bitsandbytes", "flash-attn", "safetensors", "numpy"}
 )
 _UNKNOWN: Final = "unknown"
 _SOURCE: Final = Path(__file__).resolve()
@@ -28,7 +27,10 @@ def read_environment(device: torch.device, *, commit: str | None) -> Environment
         device=_device_name(device),
         driver=_driver(device),
         python=platform.python_version(),
-        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        packages={
+            "torch": torch.__version__,  # says for which CUDA, unlike the distribution's
+            **{name: found for name in sorted(_PACKAGES) if (found := _version(name))},
+        },
         commit=commit or _commit(),
     )
 

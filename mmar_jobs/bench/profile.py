@@ -80,7 +80,8 @@ def _kernels(events: Iterable[Any]) -> list[Busy]:
     spans = sorted(
         (event.time_range.start, event.time_range.end, event.name)
         for event in events
-        if event.device_type == DeviceType.CUDA
+        # Ranges such as "Optimizer.step" lie over kernels and are none.
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     )
     found, now = [], 0.0
     for start_us, end_us, name in spans:

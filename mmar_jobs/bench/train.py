@@ -8,7 +8,8 @@ import gc
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -31,7 +32,6 @@ from mmar_jobs.qlora.recipes import LoraRecipe, Optimizer, TrainRecipe
 from mmar_jobs.qlora.step import Fit, row_loss, take_step
 
 _GIB: Final = 1 << 30
-_LEARNING_RATE: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class TrainBench:
     num_steps: int = 5
     num_warmup: int = 2
     seed: int = 0
+    learning_rate: float = 1e-3
     compare: Literal["peft"] | None = None
 
     @property
@@ -108,40 +109,50 @@ def run_train_bench(
     Raises SettingsError where a row does not fit the memory budget.
     """
     _limit_memory(bench, device)
-    ours = _Ours(bench, device)
-    speeds: dict[int, float] = {}
-    for tokens in bench.tokens:
-        figures = _Figures(bench, environment, tokens, path="mmar")
-        rows = _draw(bench, tokens)
-        yield from ours.measure(rows, tokens, figures)
-        speeds[tokens] = figures.speed
+    measured: list[_Figures] = []
+    with _fits("the trainer"):
+        ours = _Ours(bench, device)
+        for tokens in bench.tokens:
+            figures = _Figures(bench, environment, tokens, path="mmar")
+            yield from ours.measure(_draw(bench, tokens), tokens, figures)
+            measured.append(figures)
     del ours
     _free(device)
     if bench.compare:
-        yield from _compare(bench, device, environment, speeds)
+        with _fits("the stock path"):
+            yield from _compare(bench, device, measured)
+
+
+@contextmanager
+def _fits(what: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"{what} does not fit into the device's memory: {reason}") from error
 
 
 def _compare(
-    bench: TrainBench, device: torch.device, environment: Environment, speeds: Mapping[int, float]
+    bench: TrainBench, device: torch.device, measured: Sequence["_Figures"]
 ) -> Iterator[Measurement]:
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0, device)  # bf16 experts alone are 58 GB
+        torch.cuda.set_per_process_memory_fraction(
+            1.0, device.index or 0
+        )  # bf16 experts alone are 58 GB
     model = build_thinker(
         bench.model_shape, "none", dtype=_dtype(device), device=device, seed=bench.seed
     )
     stock = StockTrainer(model, _recipe(bench, max(bench.tokens)), rank=bench.rank)
-    for tokens in bench.tokens:
-        figures = _Figures(bench, environment, tokens, path="peft")
-        rows = _draw(bench, tokens)
+    for ours in measured:
+        figures = _Figures(bench, ours.environment, ours.tokens, path="peft")
+        rows = _draw(bench, ours.tokens)
         timed = _time_steps(
-            lambda _, rows=rows: stock.take_step(rows.rows, rows.audio),  # type: ignore[misc]
+            lambda rows=rows: stock.take_step(rows.rows, rows.audio),  # type: ignore[misc]
             bench,
             device,
         )
         yield from figures.of_steps(timed)
-        yield figures.one(
-            "ratio_to_peft", "x", "higher", (speeds[tokens] / figures.speed,), path="mmar"
-        )
+        yield ours.one("ratio_to_peft", "x", "higher", (ours.speed / figures.speed,))
 
 
 class _Ours:
@@ -168,7 +179,7 @@ class _Ours:
         """All figures of one row size."""
         plan = self._plan(rows, tokens)
         self.lora.keep(plan.saved)
-        timed = _time_steps(lambda _: self.take(rows), self.bench, self.device)
+        timed = _time_steps(lambda: self.take(rows), self.bench, self.device)
         yield from figures.of_steps(timed)
         yield from figures.of_memory(timed, plan)
         flops = step_flops(
@@ -250,12 +261,10 @@ class _Figures:
         unit: str,
         direction: Direction,
         values: Sequence[float],
-        *,
-        path: str | None = None,
         **detail: object,
     ) -> Measurement:
         """One measurement of this row size; its name says whose path it is."""
-        prefix = "train" if (path or self.path) == "mmar" else f"train/{self.path}"
+        prefix = "train" if self.path == "mmar" else f"train/{self.path}"
         return Measurement(
             name=f"{prefix}/{name}",
             unit=unit,
@@ -332,7 +341,7 @@ class _Figures:
 
 def _recipe(bench: TrainBench, token_budget: int) -> TrainRecipe:
     return TrainRecipe(
-        learning_rate=_LEARNING_RATE, token_budget=token_budget, optimizer=bench.optimizer
+        learning_rate=bench.learning_rate, token_budget=token_budget, optimizer=bench.optimizer
     )
 
 
@@ -358,24 +367,19 @@ def _limit_memory(bench: TrainBench, device: torch.device) -> None:
         return
     total = torch.cuda.get_device_properties(device).total_memory
     fraction = min(1.0, bench.memory_bytes / total)
-    torch.cuda.set_per_process_memory_fraction(fraction, device)
+    torch.cuda.set_per_process_memory_fraction(fraction, device.index or 0)
 
 
-def _time_steps(take: Callable[[int], float], bench: TrainBench, device: torch.device) -> _Timed:
+def _time_steps(take: Callable[[], float], bench: TrainBench, device: torch.device) -> _Timed:
     """Seconds of each step after the warm-up, each waited for; peak over all of them."""
-    losses = []
-    try:
-        losses += [take(step) for step in range(bench.num_warmup)]
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        seconds = []
-        for step in range(bench.num_steps):
-            at = _now(device)
-            losses.append(take(bench.num_warmup + step))
-            seconds.append(_now(device) - at)
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"a step does not fit into the device's memory: {reason}") from error
+    losses = [take() for _ in range(bench.num_warmup)]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for _ in range(bench.num_steps):
+        at = _now(device)
+        losses.append(take())
+        seconds.append(_now(device) - at)
     return _Timed(tuple(seconds), tuple(losses), _read_memory(device))
 
 

@@ -8,6 +8,7 @@ rank.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -150,7 +151,7 @@ def _too_small(smallest: int, budget_bytes: int, tokens: int, trained: Trained) 
     if trained.quantization == "none":
         lower.append("the base's precision (nf4)")
     return (
-        f"training rows of {tokens} tokens at rank {trained.rank} needs {smallest / 1e9:.1f} GB, "
+        f"training rows of {tokens} tokens at rank {trained.rank} needs {math.ceil(smallest / 1e8) / 10:.1f} GB, "
         f"the memory budget is {budget_bytes / 1e9:.1f} GB: lower {', '.join(lower)}, or raise the "
         "budget"
     )
@@ -224,7 +225,8 @@ def _fixed_bytes(shape: ModelShape, trained: Trained) -> dict[str, int]:
     """What is there whatever the row: base, factors, optimizer, reserve."""
     quantized = shape.attention_weights + shape.num_experts * shape.expert_weights
     weight_bytes = _NF4_BYTES if trained.quantization == "nf4" else _BF16
-    plain = shape.num_layers * (shape.num_experts + 2) * shape.hidden
+    # Router and norms, then embeddings, head and the last norm.
+    plain = shape.num_layers * ((shape.num_experts + 2) * shape.hidden + 2 * shape.head_dim)
     plain += (2 * shape.vocabulary + 1) * shape.hidden
     factors = shape.num_layers * shape.factors(trained.rank)
     return {
