@@ -290,7 +290,7 @@ def _append(response: httpx.Response, target: _Target, advance: Advance) -> None
     limit = target.file.size_bytes
     with target.part.open("ab") as part:
         size_bytes = part.tell()
-        for block in response.iter_raw(_BLOCK):
+        for block in response.iter_raw():
             size_bytes += len(block)
             if limit is not None and size_bytes > limit:
                 target.drop()
