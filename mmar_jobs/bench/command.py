@@ -89,7 +89,8 @@ def _row_sizes(text: str) -> tuple[int, ...]:
 def _train(chosen: argparse.Namespace) -> int:
     # torch takes seconds that --help must not pay.
     from mmar_jobs.bench.environment import read_environment  # noqa: PLC0415
-    from mmar_jobs.bench.train import TrainBench, run_train_bench  # noqa: PLC0415
+    from mmar_jobs.bench.figures import TrainBench  # noqa: PLC0415
+    from mmar_jobs.bench.train import run_train_bench  # noqa: PLC0415
 
     settings = TrainBench(
         shape=chosen.shape,

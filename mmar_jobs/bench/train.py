@@ -5,63 +5,29 @@ token counted is a real one: the rows have no padding.
 """
 
 import gc
-import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from mmar_jobs.bench.flops import peak_bf16_flops, step_flops
-from mmar_jobs.bench.profile import Shares, profile_step
-from mmar_jobs.bench.result import Direction, Environment, Measurement, Scalar
+from mmar_jobs.bench.figures import Figures, MemoryUse, Timed, TrainBench
+from mmar_jobs.bench.flops import step_flops
+from mmar_jobs.bench.profile import profile_step
+from mmar_jobs.bench.result import Environment, Measurement
 from mmar_jobs.bench.rows import draw_rows
-from mmar_jobs.bench.shape import SHAPES, build_thinker, with_layers
+from mmar_jobs.bench.shape import build_thinker
 from mmar_jobs.bench.stock import StockTrainer
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.loss import token_coefficients
-from mmar_jobs.qlora.memory import MemoryPlan, ModelShape, Quantization, Trained, plan_memory
+from mmar_jobs.qlora.memory import MemoryPlan, Trained, plan_memory
 from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, pack
-from mmar_jobs.qlora.recipes import LoraRecipe, Optimizer, TrainRecipe
+from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
 from mmar_jobs.qlora.step import Fit, row_loss, take_step
-
-_GIB: Final = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class TrainBench:
-    """What to measure. `tokens` are row sizes, measured one after the other on one model."""
-
-    shape: Literal["30b", "tiny"] = "30b"
-    num_layers: int | None = None
-    tokens: tuple[int, ...] = (8192,)
-    example_tokens: int | None = None
-    rank: int = 64
-    dropout: float = 0.05
-    quantization: Quantization = "nf4"
-    optimizer: Optimizer = "adamw8bit"
-    memory_gb: float = 80.0
-    num_steps: int = 5
-    num_warmup: int = 2
-    seed: int = 0
-    learning_rate: float = 1e-3
-    compare: Literal["peft"] | None = None
-
-    @property
-    def memory_bytes(self) -> int:
-        """The budget in bytes."""
-        return round(self.memory_gb * 10**9)
-
-    @property
-    def model_shape(self) -> ModelShape:
-        """The shape that is built, cut to `num_layers` where that is given."""
-        return with_layers(SHAPES[self.shape], self.num_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +44,6 @@ class _Rows:
         return sum(row.num_labels for row in self.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class _Timed:
-    seconds: tuple[float, ...]
-    losses: tuple[float, ...]
-    memory: "_Memory | None"
-
-
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """Bytes of a CUDA device: torch's peaks, and what is there beside torch's allocator.
-
-    That is the context, loaded kernels, and an optimizer's paged state.
-    """
-
-    allocated: int
-    reserved: int
-    beside: int
-
-    @property
-    def peak(self) -> int:
-        return self.allocated + self.beside
-
-
 def run_train_bench(
     bench: TrainBench, device: torch.device, environment: Environment
 ) -> Iterator[Measurement]:
@@ -109,11 +52,11 @@ def run_train_bench(
     Raises SettingsError where a row does not fit the memory budget.
     """
     _limit_memory(bench, device)
-    measured: list[_Figures] = []
+    measured: list[Figures] = []
     with _fits("the trainer"):
         ours = _Ours(bench, device)
         for tokens in bench.tokens:
-            figures = _Figures(bench, environment, tokens, path="mmar")
+            figures = Figures(bench, environment, tokens, path="mmar")
             yield from ours.measure(_draw(bench, tokens), tokens, figures)
             measured.append(figures)
     del ours
@@ -133,18 +76,17 @@ def _fits(what: str) -> Iterator[None]:
 
 
 def _compare(
-    bench: TrainBench, device: torch.device, measured: Sequence["_Figures"]
+    bench: TrainBench, device: torch.device, measured: Sequence[Figures]
 ) -> Iterator[Measurement]:
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(
-            1.0, device.index or 0
-        )  # bf16 experts alone are 58 GB
+        # The experts alone are 58 GB in bf16.
+        torch.cuda.set_per_process_memory_fraction(1.0, device.index or 0)
     model = build_thinker(
         bench.model_shape, "none", dtype=_dtype(device), device=device, seed=bench.seed
     )
     stock = StockTrainer(model, _recipe(bench, max(bench.tokens)), rank=bench.rank)
     for ours in measured:
-        figures = _Figures(bench, ours.environment, ours.tokens, path="peft")
+        figures = Figures(bench, ours.environment, ours.tokens, path="peft")
         rows = _draw(bench, ours.tokens)
         timed = _time_steps(
             lambda rows=rows: stock.take_step(rows.rows, rows.audio),  # type: ignore[misc]
@@ -175,7 +117,7 @@ class _Ours:
         )
         self.step = 0
 
-    def measure(self, rows: _Rows, tokens: int, figures: "_Figures") -> Iterator[Measurement]:
+    def measure(self, rows: _Rows, tokens: int, figures: Figures) -> Iterator[Measurement]:
         """All figures of one row size."""
         plan = self._plan(rows, tokens)
         self.lora.keep(plan.saved)
@@ -234,111 +176,6 @@ class _Ours:
         return forward_s, backward_s, _now(self.device) - at
 
 
-class _Figures:
-    """Turns what was timed at one row size into measurements with stable names."""
-
-    def __init__(
-        self, bench: TrainBench, environment: Environment, tokens: int, *, path: str
-    ) -> None:
-        self.environment, self.tokens, self.path = environment, tokens, path
-        self.speed = 0.0
-        self.case: dict[str, Scalar] = {
-            "shape": bench.shape,
-            "num_layers": bench.model_shape.num_layers,
-            "tokens": tokens,
-            "example_tokens": bench.example_tokens,
-            "rank": bench.rank,
-            "dropout": bench.dropout if path == "mmar" else 0.0,
-            "quantization": bench.quantization if path == "mmar" else "none",
-            "optimizer": bench.optimizer,
-            "memory_gb": bench.memory_gb if path == "mmar" else None,
-            "seed": bench.seed,
-        }
-
-    def one(
-        self,
-        name: str,
-        unit: str,
-        direction: Direction,
-        values: Sequence[float],
-        **detail: object,
-    ) -> Measurement:
-        """One measurement of this row size; its name says whose path it is."""
-        prefix = "train" if self.path == "mmar" else f"train/{self.path}"
-        return Measurement(
-            name=f"{prefix}/{name}",
-            unit=unit,
-            direction=direction,
-            values=tuple(values),
-            case=self.case,
-            environment=self.environment,
-            detail=detail,
-        )
-
-    def of_steps(self, timed: _Timed) -> Iterator[Measurement]:
-        """Speed, step time, loss, and on CUDA the peak."""
-        self.speed = self.tokens / statistics.median(timed.seconds)
-        speeds = [self.tokens / seconds for seconds in timed.seconds]
-        yield self.one("tokens_per_s", "tokens/s", "higher", speeds)
-        yield self.one("step_seconds", "s", "lower", timed.seconds)
-        yield self.one("loss", "nats", "none", timed.losses)
-        if timed.memory:
-            yield self.one(
-                "peak_memory_gib",
-                "GiB",
-                "lower",
-                (timed.memory.peak / _GIB,),
-                allocated_gib=timed.memory.allocated / _GIB,
-                reserved_gib=timed.memory.reserved / _GIB,
-                beside_gib=timed.memory.beside / _GIB,
-            )
-
-    def of_memory(self, timed: _Timed, plan: MemoryPlan) -> Iterator[Measurement]:
-        """What the memory model predicted; `layers` counts them by what they keep."""
-        layers = {
-            f"gate_up={saved.gate_up}, attention={saved.attention}": count
-            for saved, count in Counter(plan.saved).items()
-        }
-        parts = {part: num / _GIB for part, num in plan.parts.items()}
-        predicted = plan.peak_bytes / _GIB
-        yield self.one(
-            "predicted_peak_memory_gib",
-            "GiB",
-            "none",
-            (predicted,),
-            parts_gib=parts,
-            layers=layers,
-            measured_gib=timed.memory.peak / _GIB if timed.memory else None,
-        )
-
-    def of_flops(self, timed: _Timed, flops: float) -> Iterator[Measurement]:
-        """Model FLOPs utilisation (flops.py), where the device's peak is known."""
-        peak = peak_bf16_flops(self.environment.device)
-        if peak is not None:
-            shares = [flops / seconds / peak for seconds in timed.seconds]
-            yield self.one("mfu", "share", "higher", shares, step_flops=flops, peak_flops=peak)
-
-    def of_parts(self, parts: Iterator[tuple[float, float, float]]) -> Iterator[Measurement]:
-        """Forward, backward, optimizer: timed apart, so their sum is a little over a step."""
-        for name, seconds in zip(
-            ("forward", "backward", "optimizer"), zip(*parts, strict=True), strict=True
-        ):
-            yield self.one(f"{name}_seconds", "s", "lower", seconds)
-
-    def of_profile(self, shares: Shares) -> Iterator[Measurement]:
-        """Share of a profiled step by class of kernel."""
-        for kind, share in shares.shares.items():
-            longest = shares.top.get(kind, [])
-            yield self.one(
-                f"kernel_share/{kind}",
-                "share",
-                "lower" if kind == "gaps" else "none",
-                (share,),
-                span_seconds=shares.span_s,
-                longest=longest,
-            )
-
-
 def _recipe(bench: TrainBench, token_budget: int) -> TrainRecipe:
     return TrainRecipe(
         learning_rate=bench.learning_rate, token_budget=token_budget, optimizer=bench.optimizer
@@ -370,7 +207,7 @@ def _limit_memory(bench: TrainBench, device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(fraction, device.index or 0)
 
 
-def _time_steps(take: Callable[[], float], bench: TrainBench, device: torch.device) -> _Timed:
+def _time_steps(take: Callable[[], float], bench: TrainBench, device: torch.device) -> Timed:
     """Seconds of each step after the warm-up, each waited for; peak over all of them."""
     losses = [take() for _ in range(bench.num_warmup)]
     if device.type == "cuda":
@@ -380,14 +217,14 @@ def _time_steps(take: Callable[[], float], bench: TrainBench, device: torch.devi
         at = _now(device)
         losses.append(take())
         seconds.append(_now(device) - at)
-    return _Timed(tuple(seconds), tuple(losses), _read_memory(device))
+    return Timed(tuple(seconds), tuple(losses), _read_memory(device))
 
 
-def _read_memory(device: torch.device) -> _Memory | None:
+def _read_memory(device: torch.device) -> MemoryUse | None:
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    return _Memory(
+    return MemoryUse(
         allocated=torch.cuda.max_memory_allocated(device),
         reserved=torch.cuda.max_memory_reserved(device),
         beside=total - free - torch.cuda.memory_reserved(device),

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from mmar_jobs.bench.environment import read_environment
+from mmar_jobs.bench.figures import TrainBench
 from mmar_jobs.bench.result import Environment, Measurement
-from mmar_jobs.bench.train import TrainBench, run_train_bench
+from mmar_jobs.bench.train import run_train_bench
 from mmar_jobs.cli import run_command
 from mmar_jobs.errors import ExitCode
 from tests.fakes import Fails
