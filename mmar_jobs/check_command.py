@@ -4,17 +4,27 @@ Not here: the rules themselves (submission.py, score.py).
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+from mmar_jobs.analysis.lines import open_lines
+from mmar_jobs.analysis.merged import merge_rows, unscriptable
+from mmar_jobs.analysis.outcomes import parse_row
+from mmar_jobs.analysis.output import write_text
 from mmar_jobs.arguments import Parser
 from mmar_jobs.datasets.mmar import BadRow, parse_questions
-from mmar_jobs.errors import DataError, ExitCode
+from mmar_jobs.errors import DataError, ExitCode, SettingsError
+from mmar_jobs.judge.command import add_arguments, score_rubrics
+from mmar_jobs.logs import configure
 from mmar_jobs.records import Question
 from mmar_jobs.score import Accuracy, Score, score
 from mmar_jobs.store import read_uri
 from mmar_jobs.submission import problems, read_predictions
+
+_NUM_SHOWN: Final = 3
 
 
 def validate(arguments: Sequence[str]) -> int:
@@ -43,12 +53,43 @@ def score_predictions(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object (default: a table)"
     )
+    parser.add_argument(
+        "--merged",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="also write META with the predictions for the official scripts (default: do not)",
+    )
+    add_arguments(parser)
     chosen = parser.parse_args(arguments)
+    questions = read_meta(chosen.meta)
+    if chosen.merged is not None:
+        _write_merged(chosen.merged, chosen.predictions, chosen.meta)
+    if chosen.rubrics or chosen.estimate:
+        return score_rubrics(chosen, questions)
     answers = read_predictions(read_uri(chosen.predictions), chosen.predictions)
-    scored = score(answers, read_meta(chosen.meta))
+    scored = score(answers, questions)
     text = scored.model_dump_json(indent=1) if chosen.json else "\n".join(_table(scored))
     sys.stdout.write(f"{text}\n")
     return ExitCode.DONE
+
+
+def _write_merged(path: Path, predictions: str, meta: str) -> None:
+    if path.suffix != ".jsonl":
+        raise SettingsError(f"--merged {path} must end in .jsonl: the official scripts look at it")
+    by_id = {}
+    for line in open_lines(predictions):
+        row = parse_row(line, predictions)
+        by_id[row["id"]] = row
+    rows = list(merge_rows((json.loads(line.text) for line in open_lines(meta)), by_id))
+    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    unknown = unscriptable(rows)
+    if unknown:
+        configure("auto").warning(
+            "merged_not_scriptable",
+            num_items=len(unknown),
+            first=unknown[0],
+            reason="evaluation.py ends with a KeyError on modalities or categories not of MMAR",
+        )
 
 
 def _add_meta(parser: argparse.ArgumentParser) -> None:
@@ -76,12 +117,37 @@ def _table(scored: Score) -> list[str]:
     rows += [(f"  {name or '(none)'}", row) for name, row in scored.by_category.items()]
     rows += [(f"    {name or '(none)'}", row) for name, row in scored.by_sub_category.items()]
     width = max(len(name) for name, _ in rows)
-    return [f"{'':<{width}}  items answered  official (95 %)        strict (95 %)"] + [
+    head = f"{'':<{width}}  items answered  official (95 %)        strict (95 %)"
+    return [head, *(_line(name, width, row) for name, row in rows), *_remarks(scored)]
+
+
+def _line(name: str, width: int, row: Accuracy) -> str:
+    return (
         f"{name:<{width}}  {row.num_items:>5} {row.num_answered:>8}  "
         f"{_interval(row.official_accuracy, row.official_accuracy_ci95):<22} "
         f"{_interval(row.strict_accuracy, row.strict_accuracy_ci95)}"
-        for name, row in rows
-    ]
+    )
+
+
+def _remarks(scored: Score) -> list[str]:
+    """What a reader must know to compare these numbers with the official script's."""
+    remarks = []
+    if scored.num_with_answer < scored.num_items and scored.official_script_accuracy is not None:
+        remarks.append(
+            f"The official script skips {scored.num_items - scored.num_with_answer} items without "
+            f"a prediction and would print {scored.official_script_accuracy:.3f} of "
+            f"{scored.num_with_answer}."
+        )
+    if scored.num_order_blind:
+        shown = ", ".join(scored.order_blind_ids[:_NUM_SHOWN])
+        more = ", …" if scored.num_order_blind > _NUM_SHOWN else ""
+        remarks.append(
+            f"Order-blind: on {scored.num_order_blind} items the official matcher accepts a wrong "
+            f"choice ({shown}{more}); {scored.num_official_only} predictions are right for it only."
+        )
+    if scored.num_unknown:
+        remarks.append(f"{scored.num_unknown} predictions have an id that META lacks: ignored.")
+    return remarks
 
 
 def _interval(value: float, interval: tuple[float, float]) -> str:

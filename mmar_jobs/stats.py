@@ -67,7 +67,7 @@ def bootstrap_gain(
 
 
 def bootstrap_gain_by_cluster(
-    gains: Sequence[int],
+    gains: Sequence[float],
     sizes: Sequence[int],
     *,
     seed: int,

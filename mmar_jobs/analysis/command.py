@@ -11,6 +11,7 @@ from mmar_jobs.analysis.compare import compare as compare_files
 from mmar_jobs.analysis.items import read_items
 from mmar_jobs.analysis.lines import open_lines
 from mmar_jobs.analysis.outcomes import Matcher, read_outcomes
+from mmar_jobs.analysis.output import write_text
 from mmar_jobs.analysis.text import table
 from mmar_jobs.arguments import Parser
 from mmar_jobs.errors import ExitCode, SettingsError
@@ -119,16 +120,3 @@ def _audio_root(given: str | None, meta: str) -> str:
         return given
     folder = meta.rpartition("/")[0]
     return folder or "."
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all; SettingsError where it cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_text(text, encoding="utf-8", errors="replace")
-        draft.replace(path)
-    except OSError as error:
-        raise SettingsError(f"cannot write {path}: {error.strerror}; name another file") from None
-
-

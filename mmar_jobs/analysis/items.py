@@ -125,7 +125,7 @@ def _groups(name_by_kind: list[str], kind_Q: NDArray[np.int32], dimension: str) 
     if dimension == "clip_length":
         names.sort(key=_LENGTH_ORDER.index)
     elif dimension == "num_choices":
-        names.sort(key=int)
+        names.sort(key=lambda name: int(name.split()[0]))
     rank = {name: i for i, name in enumerate(names)}
     code_by_kind = np.array([rank[name] for name in name_by_kind], dtype=np.int32)
     return Groups(tuple(names), code_by_kind[kind_Q])
@@ -201,7 +201,7 @@ def _plain(row: dict[str, Any]) -> _Row | None:
     names = (row.get("modality"), row.get("category"), row.get("sub-category"))
     if is_odd or not all(map(_is_text, names)):
         return None
-    groups = (*map(str, names), str(len(choices)), length_name(clip_length_s(row)))
+    groups = (*map(str, names), f"{len(choices)} choices", length_name(clip_length_s(row)))
     return _Row(key, tuple(choices), choices.index(answer), audio, groups)
 
 
@@ -220,5 +220,5 @@ def _full(line: Line, raw: Any, name: str) -> _Row:
     names = (row.modality, row.category, row.sub_category)
     groups = tuple(group or UNKNOWN for group in names)
     length_s = row.audio_s or (clip_length_s(raw) if isinstance(raw, dict) else None)
-    groups += (str(len(row.choices)), length_name(length_s))
+    groups += (f"{len(row.choices)} choices", length_name(length_s))
     return _Row(row.id, row.choices, row.choices.index(row.answer), row.audio, groups)

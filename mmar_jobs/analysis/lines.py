@@ -31,24 +31,30 @@ class Line(NamedTuple):
 class Lines:
     """The lines of one file; `name` is how messages and tables call it."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file = file
+    def __init__(self, source: Path | bytes, name: str) -> None:
+        self._source = source
         self.name = name
 
     def __iter__(self) -> Iterator[Line]:
         """Every line that is not blank."""
-        self._file.seek(0)
         offset = 0
-        for number, line in enumerate(self._file, start=1):
-            text = line.strip()
-            if text:
-                yield Line(number, offset, text)
-            offset += len(line)
+        with self._open() as file:
+            for number, line in enumerate(file, start=1):
+                text = line.strip()
+                if text:
+                    yield Line(number, offset, text)
+                offset += len(line)
 
     def at(self, offset: int) -> bytes:
         """The line that begins there."""
-        self._file.seek(offset)
-        return self._file.readline().strip()
+        with self._open() as file:
+            file.seek(offset)
+            return file.readline().strip()
+
+    def _open(self) -> BinaryIO:
+        if isinstance(self._source, bytes):
+            return io.BytesIO(self._source)
+        return self._source.open("rb")
 
 
 def open_lines(uri: str) -> Lines:
@@ -62,13 +68,12 @@ def open_lines(uri: str) -> Lines:
     root, key = split_uri(uri)
     if not open_store(root).exists(key):
         raise DataError(f"{uri} does not exist: check the path")
-    file = Path(address.path).open("rb")  # noqa: SIM115 - read again by offset until the end
-    first = file.read(2)
-    if first in {_ZIP_MAGIC, _GZIP_MAGIC} or first.startswith(_ARRAY):
-        with file:
-            file.seek(0)
-            return _held(file.read(), uri)
-    return Lines(file, uri)
+    path = Path(address.path)
+    with path.open("rb") as file:
+        first = file.read(2)
+        if first in {_ZIP_MAGIC, _GZIP_MAGIC} or first.startswith(_ARRAY):
+            return _held(first + file.read(), uri)
+    return Lines(path, uri)
 
 
 def _held(data: bytes, name: str) -> Lines:
@@ -81,7 +86,7 @@ def _held(data: bytes, name: str) -> Lines:
             raise DataError(f"{name}: {error}") from error
     if data.startswith(_ARRAY):
         data = _unroll(data, name)
-    return Lines(io.BytesIO(data), name)
+    return Lines(data, name)
 
 
 def _unroll(data: bytes, name: str) -> bytes:

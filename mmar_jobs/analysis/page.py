@@ -56,7 +56,8 @@ class Section:
     headline: str
     evidence: str
     where_worse: str
-    plots: dict[str, tuple[str, Markup]]
+    plots: list[tuple[str, Markup]]
+    cross: Markup | None
     flips: list[Flip]
     num_hidden: int
 
@@ -90,21 +91,13 @@ def render_comparison(
 
 
 def _section(key: str, pair: Pair, items: Items, files: tuple[Outcomes, Outcomes]) -> Section:
-    pictures = {
-        dimension: (
-            f"Change by {text.DIMENSION_NAMES[dimension]}",
-            Markup(  # noqa: S704 - made by matplotlib, its texts escaped
-                plots.changes(
-                    rows, f"{key}-{dimension}", f"Change by {text.DIMENSION_NAMES[dimension]}"
-                )
-            ),
-        )
-        for dimension, rows in pair.dimensions.items()
-        if len(rows) > 1
-    }
-    crossed = _cross_plot(key, items, files)
-    if crossed:
-        pictures["cross"] = ("Change by sub-category and modality", crossed)
+    pictures = []
+    by_height = sorted(pair.dimensions.items(), key=lambda item: len(item[1]))
+    for dimension, rows in by_height:
+        title = f"Change by {text.DIMENSION_NAMES[dimension]}"
+        if len(rows) > 1:
+            svg = plots.changes(rows, f"{key}-{dimension}", title)
+            pictures.append((title, Markup(svg)))  # noqa: S704 - matplotlib escapes its texts
     num_flips = len(pair.lost_ids) + len(pair.won_ids)
     return Section(
         key=key,
@@ -114,6 +107,7 @@ def _section(key: str, pair: Pair, items: Items, files: tuple[Outcomes, Outcomes
         evidence=text.evidence(pair),
         where_worse=text.where_worse(pair),
         plots=pictures,
+        cross=_cross_plot(key, items, files),
         flips=[],
         num_hidden=num_flips,
     )

@@ -4,6 +4,7 @@ Not here: colours and fonts (report/svg.py), the pages around them (page.py).
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mmar_jobs.analysis.compare import Finding, GroupChange
@@ -22,7 +23,8 @@ _LOSS_TO_GAIN: Final = (
     *("#c7eae5", "#80cdc1", "#35978f", "#01665e"),
 )
 _DARK_STEPS: Final = frozenset({0, 1, 7, 8})
-_FULL_POINTS: Final = 20.0  # the strongest colour; small groups easily go beyond
+_FULL_POINTS: Final = 20.0  # the strongest colour
+_FULL_N: Final = 20  # smaller cells change by chance and fade
 _FINDING_COLORS: Final = {
     Finding.BETTER: AFTER,
     Finding.WORSE: MUTED,
@@ -65,19 +67,17 @@ def heat_map(
 ) -> str:
     """Change by two groupings, rows and columns, named on their axes; None where nothing falls."""
     rows, columns = names
-    width = min(_WIDE, 3.4 + 0.92 * len(columns))
-    with figure(width, 1.9 + 0.42 * len(rows)) as (made, (axes,)):
+    with figure(_WIDE, 1.4 + 0.34 * len(rows)) as (made, (axes,)):
         for y, line in enumerate(cells):
             for x, cell in enumerate(line):
                 if cell is not None:
                     _draw_cell(axes, x, y, cell)
         name_rows(axes, [short_name(row) for row in rows])
         axes.set_xticks(
-            range(len(columns)), [short_name(c) for c in columns], rotation=28, ha="left"
+            range(len(columns)), [short_name(c) for c in columns], rotation=24, ha="left"
         )
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        axes.xaxis.set_label_position("top")
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylabel(axes_names[0])
         axes.set_xlabel(f"{axes_names[1]}; cells: change in points, (n) questions")
@@ -89,7 +89,9 @@ def heat_map(
             for x, cell in enumerate(line)
             if cell is not None
         )
-        return to_svg(made, name, f"Change in points by {axes_names[0]} and {axes_names[1]}. {told}.")
+        return to_svg(
+            made, name, f"Change in points by {axes_names[0]} and {axes_names[1]}. {told}."
+        )
 
 
 def error_rates(rows: Sequence[tuple[str, int, float, tuple[float, float]]], name: str) -> str:
@@ -112,7 +114,7 @@ def lengths(counts: Sequence[tuple[int, int]], edges: Sequence[int], limit: int)
     """Lengths of thinking in characters, right and wrong answers stacked in each bin of `edges`."""
     with figure(_WIDTH, 3.0) as (made, (axes,)):
         starts = list(edges[:-1])
-        widths = [end - start for start, end in zip(edges[:-1], edges[1:], strict=True)]
+        widths = [end - start for start, end in pairwise(edges)]
         rights = [right for right, _ in counts]
         axes.bar(starts, rights, widths, align="edge", color=AFTER, label="right", alpha=0.85)
         axes.bar(
@@ -149,7 +151,7 @@ def _beside(axes: "Axes", row: int, text: str) -> None:
 def _draw_cell(axes: "Axes", x: int, y: int, cell: Cell) -> None:
     from matplotlib.patches import Rectangle  # noqa: PLC0415 - see svg.figure
 
-    share = max(-1.0, min(1.0, 100 * cell.gain / _FULL_POINTS))
+    share = max(-1.0, min(1.0, 100 * cell.gain / _FULL_POINTS)) * min(1.0, cell.n / _FULL_N)
     step = round((share + 1) / 2 * (len(_LOSS_TO_GAIN) - 1))
     axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=_LOSS_TO_GAIN[step], lw=0))
     axes.text(

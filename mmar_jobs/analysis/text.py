@@ -38,7 +38,7 @@ def p_text(value: float) -> str:
 
 
 def headline(pair: Pair) -> str:
-    """Is it better?"""
+    """One line that answers: is it better."""
     size = f"{100 * abs(pair.gain):.1f} points"
     if pair.finding is Finding.BETTER:
         return f"Yes: {pair.name} is better than {pair.baseline}, by {size}"
@@ -66,7 +66,7 @@ def evidence(pair: Pair) -> str:
 
 
 def where_worse(pair: Pair) -> str:
-    """Where did it get worse?"""
+    """One line that answers: where did it get worse."""
     ranked = worst_first(pair)
     if not ranked:
         return "It lost in no group."

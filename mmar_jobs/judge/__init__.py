@@ -1,0 +1,1 @@
+"""The rubric score: a judge model reads the thinking of right answers and marks binary criteria."""
