@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmar_jobs import base_model
 from mmar_jobs.base_model import check_config, model_digest
 from mmar_jobs.errors import DataError
 
@@ -19,6 +20,18 @@ def test_digest_knows_every_byte_and_name(model_folder: Path, tmp_path: Path) ->
     assert digest != renamed
     (folder / "other.jinja").write_text("x")
     assert renamed != model_digest(folder)
+
+
+def test_a_folder_is_read_once_and_again_when_changed(model_folder: Path, tmp_path: Path) -> None:
+    """Asked twice the files are not read twice; a byte changed in place is seen all the same."""
+    folder = shutil.copytree(model_folder, tmp_path / "copy")
+    digest = model_digest(folder)
+    num_reads = base_model._digest.cache_info().misses
+    assert digest == model_digest(folder)
+    assert num_reads == base_model._digest.cache_info().misses
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("{", " ", 1))
+    assert digest != model_digest(folder)
 
 
 def test_unreadable_file_is_named(model_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from mmar_jobs.audio import HOP_LENGTH, SAMPLE_RATE_HZ, check_audio_tokens
 from mmar_jobs.encode import EncodedPrompt
 from mmar_jobs.errors import DataError
 from mmar_jobs.prompt import THINK_CLOSE, THINK_OPEN
@@ -70,7 +71,8 @@ def check_row(row: TrainRow, prompt: EncodedPrompt, tokens: TokenIds) -> None:
     num_audio_tokens = unlabelled_ids.count(tokens.audio)
     gates.check_has_labels(len(label_ids), question_id=question_id)
     gates.check_labels_are_completion(prompt_ids, unlabelled_ids, question_id=question_id)
-    gates.check_audio_tokens(num_audio_tokens, prompt.num_audio_tokens, question_id=question_id)
+    duration_s = prompt.features_MF.shape[1] * HOP_LENGTH / SAMPLE_RATE_HZ
+    check_audio_tokens(num_audio_tokens, duration_s=duration_s, question_id=question_id)
     gates.check_no_prompt_markers(label_ids, tokens, question_id=question_id)
     gates.check_think_tags(prompt_ids, label_ids, tokens, question_id=question_id)
     gates.check_turn_closed(label_ids, tokens, question_id=question_id)

@@ -1,6 +1,7 @@
 """Checks on one encoded example: each is a fault that once trained a model wrongly without a sound.
 
-Not here: encoding itself (encode.py), checks on a whole training run (trainer.py, audit.py).
+Not here: encoding itself (encode.py), audio tokens against the clip (audio.py), checks on a whole
+training run (trainer.py, audit.py).
 """
 
 import math
@@ -19,19 +20,6 @@ class TokenIds:
     turn_open: int
     turn_close: int
     audio: int
-
-
-def check_audio_tokens(found: int, expected: int, *, question_id: str) -> None:
-    """The prompt holds one audio token per embedding of the whole clip (13 a second).
-
-    The earlier attempt's processor call truncated every clip to 4 of them and trained deaf.
-    """
-    if found != expected:
-        raise GateError(
-            f"question {question_id}: {found} audio tokens in the prompt, its clip gives "
-            f"{expected}: the audio is truncated or padded; look for max_length or truncation on "
-            "the processor call"
-        )
 
 
 def check_weighted_loss(
