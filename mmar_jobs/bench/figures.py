@@ -167,7 +167,7 @@ class Figures:
             yield self.one(f"{name}_seconds", "s", "lower", seconds)
 
     def of_profile(self, shares: Shares) -> Iterator[Measurement]:
-        """Share of a profiled step by class of kernel."""
+        """Share of a step by class of kernel."""
         for kind, share in shares.shares.items():
             longest = shares.top.get(kind, [])
             yield self.one(
@@ -175,6 +175,6 @@ class Figures:
                 "share",
                 "lower" if kind == "gaps" else "none",
                 (share,),
-                span_seconds=shares.span_s,
+                busy_seconds=shares.busy_s,
                 longest=longest,
             )

@@ -5,6 +5,7 @@ token counted is a real one: the rows have no padding.
 """
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -129,7 +130,9 @@ class _Ours:
         )
         yield from figures.of_flops(timed, flops)
         yield from figures.of_parts(self._time_parts(rows) for _ in timed.seconds)
-        yield from figures.of_profile(profile_step(lambda: self.take(rows), self.device))
+        step_s = statistics.median(timed.seconds)
+        shares = profile_step(lambda: self.take(rows), self.device, step_s=step_s)
+        yield from figures.of_profile(shares)
 
     def take(self, rows: _Rows) -> float:
         """One step of the trainer."""

@@ -180,8 +180,9 @@ class _Memory:
         moments = [
             {
                 "activations": kept[layer],
+                # Those of a second row are made before they are added: one layer's more.
                 "gradients": self._layer_gradients
-                * (num_layers if self._accumulates else num_layers - layer),
+                * (num_layers + 1 if self._accumulates else num_layers - layer),
             }
             for layer in range(num_layers)
         ]
