@@ -30,7 +30,7 @@ from mmar_jobs.errors import (
 from mmar_jobs.failures import explain
 from mmar_jobs.layout import report_key, run_key
 from mmar_jobs.progress import Advance, Tracker, bars, no_bar
-from mmar_jobs.recipes import EngineSettings
+from mmar_jobs.recipes import EngineSettings, check_installed
 from mmar_jobs.settings import Command
 from mmar_jobs.stages import Edges
 from mmar_jobs.store import open_store
@@ -94,18 +94,42 @@ def _handler(name: str) -> Handler:
 def _stage_command(name: str, arguments: Sequence[str]) -> int:
     kind: type[Command] = getattr(settings, f"{name.capitalize()}Command")
     command = settings.parse(kind, arguments, prog=f"mmar-jobs {name}")
+    if name in ("train", "run"):
+        check_installed(command.lora)  # type: ignore[attr-defined]
+    process = settings.launched()
+    if process.num == 1 and _num_processes(name, command) > 1:
+        from mmar_jobs.launch import launch  # noqa: PLC0415 - rarely needed
+
+        return launch([name, *arguments], _num_processes(name, command))
+    if process.num > 1 and name != "train":
+        raise SettingsError(f"{name} runs in one process, {process.num} were started: only train")
     log = logs.configure(command.log_format).bind(run_id=command.run_id, command=name)
     store = open_store(command.store, endpoint_url=command.endpoint_url)
     console = Console(stderr=True)
-    with _preemptible(bars(console) if console.is_terminal else no_bar) as track:
+    shows_bars = console.is_terminal and process.rank == 0
+    with _preemptible(bars(console) if shows_bars else no_bar) as track:
         edges = Edges(store=store, open_engine=_open_engine, track=track, log=log)
-        # The report only reads, so it may be asked for while a run is under way.
-        lease = nullcontext() if name == "report" else store.lease(run_key(command.run_id))
+        # The report only reads, so it may be asked for while a run is under way; of the processes
+        # of one training the first alone writes.
+        is_free = name == "report" or process.rank > 0
+        lease = nullcontext() if is_free else store.lease(run_key(command.run_id))
         with lease:
             artifact = _run_stage(name, command, edges)
     if artifact is not None:
         log.info("job_finished", artifact=artifact.key, **artifact.manifest.counts)
     return int(ExitCode.DONE)
+
+
+def _num_processes(name: str, command: Any) -> int:
+    """How many processes a command is to run in."""
+    if name not in ("train", "run"):
+        return 1
+    num: int = command.hardware.processes
+    if name == "run" and num > 1:
+        raise SettingsError(
+            "--hardware.processes is for train: run takes one process; run the stages one by one"
+        )
+    return num
 
 
 def _run_stage(name: str, command: Any, edges: Edges) -> Artifact | None:
@@ -199,4 +223,3 @@ def _preemptible(track: Tracker) -> Iterator[Tracker]:
         yield tracked
     finally:
         signal.signal(signal.SIGTERM, before)
-

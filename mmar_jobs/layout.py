@@ -64,6 +64,11 @@ def answers_key(run_id: str, model_hash: str, *, muted: bool = False) -> str:
     return f"runs/{run_id}/answers/{model_hash[:12]}{'-muted' if muted else ''}"
 
 
+def clip_embeds_key(tower: str) -> str:
+    """Audio embeddings of clips by one `tower` (a digest), for all runs; safe to delete any time."""
+    return f"clip-embeds/{tower}"
+
+
 def verdict_key(run_id: str, iteration: int) -> str:
     """The gate's decision; made by evaluate."""
     return f"runs/{run_id}/iter-{iteration}/verdict"

@@ -9,6 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from mmar_jobs.errors import SettingsError
+from mmar_jobs.prompting.source import read_version
+
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -38,7 +41,11 @@ class Group(BaseModel):
 class PromptRecipe(Group):
     """The prompt (recipe)."""
 
-    version: Annotated[Literal["v7", "v8", "v9", "v12"], knob("prompt text")] = "v9"
+    version: Annotated[
+        str,
+        AfterValidator(read_version),
+        knob("prompt text: baseline, v7, v8, v9, v12, or @FILE with a text of your own"),
+    ] = "v9"
 
 
 class DataRecipe(Group):
@@ -117,6 +124,20 @@ class LoraSettings(Group):
     rank: Annotated[Count, knob("LoRA rank r")] = 64
     alpha: Annotated[float, Field(gt=0, description="LoRA alpha; the scale is alpha / r")] = 128.0
     dropout: Annotated[BelowOne, knob("dropout on the LoRA input")] = 0.05
+    # The 30B model in bf16 and what it trains do not fit one 80 GB GPU; in NF4 they do.
+    quantization: Annotated[
+        Literal["nf4", "none"],
+        knob("base weights in training: NF4 (needs bitsandbytes), or as engine.dtype"),
+    ] = "nf4"
+
+
+def check_installed(lora: LoraSettings) -> None:
+    """SettingsError where a package for these settings lacks; a default is checked as well."""
+    if lora.quantization == "nf4" and find_spec("bitsandbytes") is None:
+        raise SettingsError(
+            "--lora.quantization nf4 needs bitsandbytes, which is not installed: install "
+            "mmar-jobs[train], or choose none"
+        )
 
 
 class OptimSettings(Group):
@@ -173,6 +194,23 @@ class InferRecipe(Group):
 
     votes: Annotated[Count, knob("1 answers greedily; n > 1 takes the majority of n answers")] = 1
     seed: Annotated[int, knob("seed of the votes")] = 0
+
+
+class HardwareSettings(Group):
+    """Train: where and how it runs (placement)."""
+
+    placement: ClassVar[frozenset[str]] = frozenset({"device", "memory_gb", "processes"})
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], knob("auto: a GPU where there is one, else the CPU")
+    ] = "auto"
+    memory_gb: Annotated[
+        float,
+        Field(ge=0, description="GPU memory that training may fill, 10^9 bytes; 0: all but 2"),
+    ] = 0.0
+    processes: Annotated[
+        Count, knob("processes of data parallel training, a GPU each; results differ by rounding")
+    ] = 1
 
 
 class EngineSettings(Group):

@@ -11,6 +11,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -32,6 +33,7 @@ from mmar_jobs.recipes import (
     EngineSettings,
     FilterRecipe,
     GateRecipe,
+    HardwareSettings,
     InferRecipe,
     LoraSettings,
     OptimSettings,
@@ -167,6 +169,7 @@ class TrainCommand(Command, _Iteration):
     lora: LoraSettings = LoraSettings()
     optim: OptimSettings = OptimSettings()
     engine: EngineSettings = EngineSettings()
+    hardware: HardwareSettings = HardwareSettings()
     checkpoint_every_steps: Annotated[Count, knob("optimiser steps between checkpoints")] = 20
 
 
@@ -221,9 +224,33 @@ class RunCommand(Command, Sources):
     gate: GateRecipe = GateRecipe()
     infer: InferRecipe = InferRecipe()
     engine: EngineSettings = EngineSettings()
+    hardware: HardwareSettings = HardwareSettings()
     checkpoint_every_steps: Annotated[Count, knob("optimiser steps between checkpoints")] = 20
     fail_on_refusal: Annotated[bool, knob("exit 4 when no iteration was promoted")] = False
     output: Annotated[Path | None, knob("folder for copies of submission.zip, report.html")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Which of the processes that a launcher started for one command this is, from 0."""
+
+    rank: int = 0
+    num: int = 1
+    local_rank: int = 0
+
+
+def launched() -> Process:
+    """This process by what torchrun, or our own launcher, says; alone when neither does."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    found = [os.environ.get(name) for name in names]
+    if None in found:
+        return Process()
+    try:
+        return Process(*(int(str(value)) for value in found))
+    except ValueError:
+        raise SettingsError(
+            f"the variables {', '.join(names)} are not numbers: start with torchrun, or unset them"
+        ) from None
 
 
 def parse(command: type[C], argv: Sequence[str], *, prog: str) -> C:

@@ -68,7 +68,7 @@ def command_of(world: TinyWorld, model: Path, store: Path, **changes: Any) -> Ru
         "iterations": 1,
         "sampling": SamplingRecipe(num_candidates=4, questions_per_shard=4, max_tokens=64),
         "filter": FilterRecipe(top_k=2),
-        "lora": LoraSettings(rank=2, alpha=4.0),
+        "lora": LoraSettings(rank=2, alpha=4.0, quantization="none"),
         "optim": OptimSettings(learning_rates=(1e-3,), token_budget=2048),
         "engine": EngineSettings(threads=1),
     }

@@ -1,6 +1,7 @@
 """Encoding a completion, and each gate against the fault that it is there for."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,13 @@ from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.errors import GateError
 from mmar_jobs.prompt import render
 from mmar_jobs.qlora import gates
-from mmar_jobs.qlora.audio_embeds import AudioEmbeds, MelFeatures, embed_clips
+from mmar_jobs.qlora.audio_embeds import (
+    AudioEmbeds,
+    MelFeatures,
+    embed_clips,
+    embed_window,
+    write_embeds,
+)
 from mmar_jobs.qlora.encode import check_row, encode_example, token_ids
 from mmar_jobs.qlora.gates import TokenIds
 from mmar_jobs.qlora.packing import TrainRow, pack_row
@@ -103,8 +110,8 @@ def test_truncated_audio_is_stopped(processor: Any) -> None:
     """Four audio tokens for a clip that gives 130 are stopped."""
     prompt = prompt_of(processor, make_clip(1.0))
     row = encode(processor, COMPLETION, 1.0)
-    deaf = replace(prompt, num_audio_tokens=130)
-    with pytest.raises(GateError, match="13 audio tokens in the prompt, its clip gives 130"):
+    deaf = replace(prompt, features_MF=torch.zeros(128, 1000))
+    with pytest.raises(GateError, match=r"hear 13 audio tokens .* clip of 10\.00 s gives 130"):
         check_row(row, deaf, token_ids(processor))
 
 
@@ -127,8 +134,8 @@ def test_embeddings_equal_the_full_models(processor: Any) -> None:
     lora = cases.adapted()
     prompt = prompt_of(processor, make_clip(1.7))
     row = encode(processor, COMPLETION, 1.7)
-    audio = AudioEmbeds(lora.model)
-    audio.add([MelFeatures("clip", prompt.features_MF)], [prompt.num_audio_tokens])
+    clip = MelFeatures("clip", prompt.features_MF)
+    audio = embed_window(lora.model, [clip], [prompt.num_audio_tokens])
     mask = torch.ones(1, prompt.features_MF.shape[1], dtype=torch.int64)
     with torch.no_grad():
         expected = lora.model(
@@ -156,17 +163,28 @@ def test_clips_of_a_batch_do_not_change_each_other(processor: Any) -> None:
         assert (alone - embeds).abs().max() <= 1e-5
 
 
-def test_a_clip_is_embedded_once(processor: Any) -> None:
-    """Clips that are asked for again, in one call or a later one, are taken from memory."""
-    audio = AudioEmbeds(cases.thinker(), clips_per_batch=1)
-    prompt = prompt_of(processor, make_clip(1.0))
-    clip, count = MelFeatures("clip", prompt.features_MF), prompt.num_audio_tokens
-    audio.add([clip, clip], [count, count])
-    first = audio["clip"]
-    audio.add([clip], [count])
-    assert audio["clip"] is first
-    assert list(audio) == ["clip"]
-    assert len(audio) == 1
+def test_a_window_on_a_cpu_embeds_each_clip_as_if_alone(processor: Any, tmp_path: Path) -> None:
+    """What a file gives back has, bit for bit, the embeddings of each clip alone, in any order."""
+    model = cases.thinker()
+    prompts = [prompt_of(processor, make_clip(s, seed=round(s * 10))) for s in (2.0, 0.5, 1.3)]
+    clips = [MelFeatures(str(i), prompt.features_MF) for i, prompt in enumerate(prompts)]
+    counts = [prompt.num_audio_tokens for prompt in prompts]
+    write_embeds(embed_window(model, clips, counts), tmp_path / "a")
+    write_embeds(embed_window(model, clips[::-1], counts[::-1]), tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    audio = AudioEmbeds()
+    audio.open(tmp_path / "a")
+    assert sorted(audio) == ["0", "1", "2"]
+    for clip, count in zip(clips, counts, strict=True):
+        (alone,) = embed_clips(model, [clip], [count])
+        assert torch.equal(alone, audio[clip.audio_sha256])
+
+
+def test_a_file_of_no_embeddings_is_refused(tmp_path: Path) -> None:
+    """A file that is none is named."""
+    (tmp_path / "a").write_bytes(b"no embeddings")
+    with pytest.raises(ValueError, match="no safetensors file"):
+        AudioEmbeds().open(tmp_path / "a")
 
 
 def test_wrong_number_of_embeddings_is_stopped(processor: Any) -> None:

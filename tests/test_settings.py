@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -170,9 +170,8 @@ def test_optimizer_that_is_not_installed_is_refused_first(kind: type[Command]) -
 def test_prompt_versions_are_those_that_exist() -> None:
     """An unknown one is refused with the list of choices, and none is left out of it."""
     line = refused("--prompt.version", "v10")
-    assert all(f"'{version}'" in line for version in SYSTEM_BY_VERSION)
-    choices = get_args(PromptRecipe.model_fields["version"].annotation)
-    assert tuple(SYSTEM_BY_VERSION) == choices
+    assert ", ".join(SYSTEM_BY_VERSION) in line
+    assert ", ".join(SYSTEM_BY_VERSION) in str(PromptRecipe.model_fields["version"].description)
 
 
 def test_training_recipes_have_the_defaults_of_settings() -> None:
@@ -182,7 +181,7 @@ def test_training_recipes_have_the_defaults_of_settings() -> None:
     every = TrainCommand.model_fields["checkpoint_every_steps"].default
     given = TrainRecipe(learning_rate=1e-5, checkpoint_every_steps=every, **values)
     assert given == TrainRecipe(learning_rate=1e-5)
-    assert LoraRecipe(**lora.model_dump()) == LoraRecipe()
+    assert LoraRecipe(**lora.model_dump(exclude={"quantization"})) == LoraRecipe()
     left = {field.name for field in dataclasses.fields(TrainRecipe)} - values.keys()
     assert {"learning_rate", "checkpoint_every_steps"} == left
 

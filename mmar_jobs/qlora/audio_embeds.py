@@ -1,18 +1,30 @@
 """Audio embeddings of clips, computed once per clip because the tower is frozen.
 
-Not here: mel features (mmar_jobs/encode.py), the tower's weights.
+Not here: mel features (mmar_jobs/encode.py), where the files come from (stages/clip_embeds.py).
 
 Legend: B clips, M mel bins, F frames, A audio tokens of a clip, H hidden.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import __version__ as transformers_version
 
 from mmar_jobs.errors import GateError
 from mmar_jobs.qlora.foreign import Thinker
+
+CLIPS_PER_BATCH: Final = 32  # 30-s clips of the 30B model's tower: 3 GB at its widest
+
+_FORMAT: Final = "1"
+
+# (A, H) of each clip, by its digest.
+Embeds: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +56,64 @@ def embed_clips(
     return [embeds.clone() for embeds in embeds_AH.split(list(num_tokens))]
 
 
-class AudioEmbeds(Mapping[str, Tensor]):
-    """Embeddings by clip digest, in memory; (A, H) each.
+def embed_window(model: Thinker, clips: Sequence[MelFeatures], num_tokens: Sequence[int]) -> Embeds:
+    """Embeddings of many clips by digest, (A, H) each on the CPU; `num_tokens` as in embed_clips.
 
-    A clip is embedded once, however often asked.
+    Clips of about one length run through the tower together on a GPU. On a CPU, where results are
+    promised bit for bit, each runs alone: the sums of a product depend on its neighbours.
     """
+    device = model.audio_tower.device
+    size = CLIPS_PER_BATCH if device.type == "cuda" else 1
+    pairs = sorted(
+        zip(clips, num_tokens, strict=True),
+        key=lambda pair: (pair[0].features_MF.shape[1], pair[0].audio_sha256),
+    )
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(pairs), size):
+        batch = pairs[start : start + size]
+        embeds = embed_clips(model, [clip for clip, _ in batch], [count for _, count in batch])
+        for (clip, _), embeds_AH in zip(batch, embeds, strict=True):
+            found[clip.audio_sha256] = embeds_AH.cpu()
+    return found
 
-    def __init__(self, model: Thinker, *, clips_per_batch: int = 32) -> None:
-        self._model = model
-        self._clips_per_batch = clips_per_batch
-        self._embeds: dict[str, Tensor] = {}
+
+def write_embeds(embeds: Embeds, path: Path) -> None:
+    """Write embeddings as AudioEmbeds opens them; equal ones give equal bytes."""
+    save_file({clip: embeds[clip].contiguous() for clip in sorted(embeds)}, path)
+
+
+def tower_facts(base_digest: str, dtype: str, device: torch.device) -> dict[str, str]:
+    """All that changes a clip's embedding: weights and processor, precision, kernels, code."""
+    return {
+        "format": _FORMAT,
+        "base_digest": base_digest,
+        "dtype": dtype,
+        "device": device.type,
+        "torch": str(torch.__version__),
+        "transformers": transformers_version,
+    }
+
+
+class AudioEmbeds(Mapping[str, Tensor]):
+    """Embeddings by clip digest, (A, H) each, in safetensors files that are read when asked."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, Any] = {}
 
     def __getitem__(self, audio_sha256: str) -> Tensor:
-        return self._embeds[audio_sha256]
+        embeds_AH: Tensor = self._files[audio_sha256].get_tensor(audio_sha256)
+        return embeds_AH
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._embeds)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._embeds)
+        return len(self._files)
 
-    def add(self, clips: Sequence[MelFeatures], num_tokens: Sequence[int]) -> None:
-        """Embed the clips that are not here yet; `num_tokens` as in embed_clips."""
-        new: dict[str, tuple[MelFeatures, int]] = {}
-        for clip, count in zip(clips, num_tokens, strict=True):
-            if clip.audio_sha256 not in self._embeds:
-                new[clip.audio_sha256] = (clip, count)
-        pairs = list(new.values())
-        for start in range(0, len(pairs), self._clips_per_batch):
-            batch = pairs[start : start + self._clips_per_batch]
-            embeds = embed_clips(
-                self._model, [clip for clip, _ in batch], [count for _, count in batch]
-            )
-            for (clip, _), embeds_AH in zip(batch, embeds, strict=True):
-                self._embeds[clip.audio_sha256] = embeds_AH
+    def open(self, path: Path) -> None:
+        """Add all embeddings of a file, which must stay where it is; ValueError if it is none."""
+        try:
+            file = safe_open(path, framework="pt")
+            self._files |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error

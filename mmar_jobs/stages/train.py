@@ -1,13 +1,13 @@
 """Train a QLoRA adapter on the examples, starting from the parent's adapter.
 
 A model is the base and at most one adapter: a child goes on from its parent's factors instead of
-stacking a second adapter, so nothing is ever quantised or merged twice. Not here: how training
-works (qlora/).
+stacking a second adapter, so nothing is ever quantised or merged twice. With several processes each
+runs this stage; the first alone writes. Not here: how training works (qlora/).
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from mmar_jobs.artifact import Artifact, Draft, begin, file_sha256, require_artifact
-from mmar_jobs.audio import ClipReader
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.encode import encode_prompt, load_processor
+from mmar_jobs.encode import load_processor
 from mmar_jobs.errors import GateError
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.layout import (
@@ -34,85 +33,38 @@ from mmar_jobs.layout import (
     questions_key,
 )
 from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
-from mmar_jobs.manifest import canonical_json
-from mmar_jobs.prompt import render, template_hash
-from mmar_jobs.qlora.audio_embeds import AudioEmbeds, MelFeatures
-from mmar_jobs.qlora.encode import encode_example
+from mmar_jobs.manifest import canonical_json, sha256
+from mmar_jobs.prompt import template_hash
+from mmar_jobs.qlora.audio_embeds import tower_facts
+from mmar_jobs.qlora.device import choose_device, choose_saved, memory_limit
+from mmar_jobs.qlora.distributed import Workers, join_workers
 from mmar_jobs.qlora.export import export_adapter, load_adapter
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.packing import TrainRow
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
 from mmar_jobs.qlora.step import StepResult
-from mmar_jobs.qlora.trainer import TrainResult, train
+from mmar_jobs.qlora.trainer import Surroundings, TrainResult, train
 from mmar_jobs.questions import audio_root, read_split
 from mmar_jobs.recipes import OptimSettings, recipe
-from mmar_jobs.records import Example, Question
-from mmar_jobs.settings import TrainCommand
+from mmar_jobs.records import Example
+from mmar_jobs.settings import TrainCommand, launched
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import check_identity
+from mmar_jobs.stages.checkpoints import StoreCheckpoints
+from mmar_jobs.stages.clip_embeds import ClipEmbeds
+from mmar_jobs.stages.encoding import Encoding, Reader
 from mmar_jobs.store import Store
 
 STAGE: Final = "train"
 
 
 @dataclass(frozen=True)
-class StoreCheckpoints:
-    """The newest checkpoint of one training run, kept in the store under one key."""
+class _Place:
+    """Where this process computes, and beside whom."""
 
-    store: Store
-    key: str
-
-    def latest(self) -> bytes | None:
-        """Bytes of the newest checkpoint, None before the first."""
-        return self.store.read(self.key) if self.store.exists(self.key) else None
-
-    def save(self, step: int, data: bytes) -> None:
-        """Replace the checkpoint; the store does so atomically, so one is enough."""
-        del step
-        self.store.write(self.key, data)
-
-
-def run(command: TrainCommand, edges: Edges) -> Artifact:
-    """Make or verify the adapter of one iteration."""
-    store, run_id = edges.store, command.run_id
-    questions = require_artifact(store, questions_key(run_id), stage="ingest")
-    examples = require_artifact(store, examples_key(run_id, command.iteration), stage="filter")
-    parent = parent_of(store, run_id, command.iteration)
-    base_digest = model_digest(Path(command.model))
-    if parent.adapter is not None:
-        check_base(parent.adapter, base_digest)
-        check_prompt(parent.adapter, command.prompt.version)
-    draft = begin(
-        store,
-        adapter_key(run_id, command.iteration),
-        stage=STAGE,
-        recipe=_recipe(command, base_digest),
-        inputs={
-            "questions": questions.digest,
-            "examples": examples.digest,
-            "parent": parent.adapter_digest or base_digest,
-        },
-    )
-    if isinstance(draft, Artifact):
-        return draft
-    checkpoints = StoreCheckpoints(store, checkpoint_key(run_id, command.iteration))
-    cost: dict[str, float] = {}
-    with stopwatch(cost):
-        told = list(examples.records(Example))
-        _check_teacher(told, parent.identity(base_digest).hash)
-        canary = _parent_canary(store, run_id, command.iteration)
-        material = _Material(questions, told, parent, canary)
-        result = _fit(command, edges, material, checkpoints, draft)
-    finished = draft.finish(
-        [ADAPTER_WEIGHTS, ADAPTER_CONFIG, CANARY, STEPS],
-        counts=_counts(result),
-        metrics=_metrics(result),
-        placement={"model": command.model},
-        cost=cost | {"tokens_per_s": round(result.num_tokens / max(result.seconds, 1e-9), 1)},
-    )
-    store.delete(checkpoints.key)
-    return finished
+    device: torch.device
+    workers: Workers
 
 
 @dataclass(frozen=True)
@@ -123,48 +75,146 @@ class _Material:
     examples: Sequence[Example]
     parent: Model
     parent_canary: Canary
+    base_digest: str
+
+
+def run(command: TrainCommand, edges: Edges) -> Artifact | None:
+    """Make or verify the adapter of one iteration; None in all processes but the first."""
+    process = launched()
+    device = choose_device(command.hardware.device, process.local_rank)
+    with join_workers(process.rank, process.num, device) as workers:
+        return _run(command, edges, _Place(device, workers))
+
+
+def _run(command: TrainCommand, edges: Edges, place: _Place) -> Artifact | None:
+    store, run_id = edges.store, command.run_id
+    cost: dict[str, float] = {}
+    with stopwatch(cost):
+        questions = require_artifact(store, questions_key(run_id), stage="ingest")
+        examples = require_artifact(store, examples_key(run_id, command.iteration), stage="filter")
+        parent = parent_of(store, run_id, command.iteration)
+        base_digest = model_digest(Path(command.model))
+        if parent.adapter is not None:
+            check_base(parent.adapter, base_digest)
+            check_prompt(parent.adapter, command.prompt.version)
+        inputs = {
+            "questions": questions.digest,
+            "examples": examples.digest,
+            "parent": parent.adapter_digest or base_digest,
+        }
+        draft = _begin(command, edges, base_digest, inputs) if place.workers.is_first else None
+        if place.workers.share(isinstance(draft, Artifact)):
+            return draft if isinstance(draft, Artifact) else None
+        told = list(examples.records(Example))
+        _check_teacher(told, parent.identity(base_digest).hash)
+        canary = _parent_canary(store, run_id, command.iteration)
+        material = _Material(questions, told, parent, canary, base_digest)
+        result = _fit(command, edges, material, place, draft)
+    if draft is None:
+        return None
+    assert isinstance(draft, Draft), "a finished artifact was returned above"
+    finished = draft.finish(
+        [ADAPTER_WEIGHTS, ADAPTER_CONFIG, CANARY, STEPS],
+        counts=_counts(result),
+        metrics=_metrics(result),
+        placement={
+            "model": command.model,
+            "device": _device_name(place.device),
+            "processes": place.workers.num,
+        },
+        cost=cost | {"tokens_per_s": round(result.num_tokens / max(result.seconds, 1e-9), 1)},
+    )
+    _checkpoints(command, store).clear()
+    return finished
+
+
+def _begin(
+    command: TrainCommand, edges: Edges, base_digest: str, inputs: Mapping[str, str]
+) -> Artifact | Draft:
+    return begin(
+        edges.store,
+        adapter_key(command.run_id, command.iteration),
+        stage=STAGE,
+        recipe=_recipe(command, base_digest),
+        inputs=inputs,
+    )
+
+
+def _checkpoints(command: TrainCommand, store: Store) -> StoreCheckpoints:
+    return StoreCheckpoints(store, checkpoint_key(command.run_id, command.iteration))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _fit(
     command: TrainCommand,
     edges: Edges,
     material: _Material,
-    checkpoints: StoreCheckpoints,
-    draft: Draft,
+    place: _Place,
+    draft: Artifact | Draft | None,
 ) -> TrainResult:
     """Train, export and upload; the canary is answered by a fresh engine that loads the export."""
     base = Path(command.model)
     if command.engine.threads:
         torch.set_num_threads(command.engine.threads)
     model = load_thinker(
-        base, dtype=getattr(torch, command.engine.dtype), device=torch.device("cpu")
-    )
-    rows, audio = _encode(command, edges, material, model)
-    lora = attach_lora(
-        model,
-        LoraRecipe(command.lora.rank, command.lora.alpha, command.lora.dropout),
-        seed=command.optim.seed,
+        base,
+        dtype=getattr(torch, command.engine.dtype),
+        device=place.device,
+        quantization=command.lora.quantization,
     )
     with TemporaryDirectory(prefix="mmar-train-") as scratch:
+        rows, audio = _encode(command, edges, material, model, place, Path(scratch))
+        lora = attach_lora(
+            model,
+            LoraRecipe(command.lora.rank, command.lora.alpha, command.lora.dropout),
+            seed=command.optim.seed,
+        )
         if material.parent.adapter is not None:
             material.parent.adapter.download(Path(scratch) / "parent")
             load_adapter(lora, Path(scratch) / "parent")
-        result = _train(command, edges, lora, rows, audio=audio, checkpoints=checkpoints)
-        child = Path(scratch) / "child"
-        export_adapter(lora, child, base.name)
-        del model, lora, audio
-        canary = _ask_canary(command, edges, child, material)
-        draft.upload(child / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS)
-        draft.upload(child / ADAPTER_CONFIG, ADAPTER_CONFIG)
-    draft.write_bytes(CANARY, canary.model_dump_json().encode())
-    steps = {"losses": result.losses, "grad_norms": result.grad_norms}
-    draft.write_bytes(STEPS, canonical_json(json.loads(json.dumps(steps))))
+        around = Surroundings(
+            checkpoints=_checkpoints(command, edges.store),
+            workers=place.workers,
+            base=f"{material.base_digest} {command.engine.dtype} {command.lora.quantization}",
+            memory_bytes=memory_limit(command.hardware.memory_gb, place.device),
+        )
+        result = _train(command, edges, lora, rows, audio=audio, around=around)
+        if isinstance(draft, Draft):
+            child = Path(scratch) / "child"
+            export_adapter(lora, child, base.name, metadata=_metadata(command, material))
+            del model, lora, audio
+            _upload(command, edges, material, child, draft)
+            steps = {"losses": result.losses, "grad_norms": result.grad_norms}
+            draft.write_bytes(STEPS, canonical_json(json.loads(json.dumps(steps))))
     return result
+
+
+def _upload(
+    command: TrainCommand, edges: Edges, material: _Material, child: Path, draft: Draft
+) -> None:
+    canary = _ask_canary(command, edges, child, material)
+    draft.upload(child / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS)
+    draft.upload(child / ADAPTER_CONFIG, ADAPTER_CONFIG)
+    draft.write_bytes(CANARY, canary.model_dump_json().encode())
 
 
 def _parent_canary(store: Store, run_id: str, iteration: int) -> Canary:
     candidates = require_artifact(store, candidates_key(run_id, iteration), stage="generate")
     return Canary.model_validate(candidates.manifest.metrics["canary"])
+
+
+def _metadata(command: TrainCommand, material: _Material) -> dict[str, str]:
+    """What the adapter's file says of itself."""
+    return {
+        "run_id": command.run_id,
+        "iteration": str(command.iteration),
+        "base_digest": material.base_digest,
+        "parent_digest": material.parent.adapter_digest or material.base_digest,
+        "recipe_digest": sha256(canonical_json(_recipe(command, material.base_digest))),
+    }
 
 
 def _ask_canary(command: TrainCommand, edges: Edges, child: Path, material: _Material) -> Canary:
@@ -185,57 +235,30 @@ def _ask_canary(command: TrainCommand, edges: Edges, child: Path, material: _Mat
 
 
 def _encode(
-    command: TrainCommand, edges: Edges, material: _Material, model: Any
-) -> tuple[list[TrainRow], AudioEmbeds]:
-    """Encode every example and embed every clip once."""
-    processor = load_processor(Path(command.model))
+    command: TrainCommand,
+    edges: Edges,
+    material: _Material,
+    model: Any,
+    place: _Place,
+    scratch: Path,
+) -> tuple[list[TrainRow], Mapping[str, Tensor]]:
+    """Every example as a row, and the embeddings of all their clips."""
     by_id = {question.id: question for question in read_split(material.questions, TRAIN)}
-    root = audio_root(material.questions, TRAIN, command.audio_root)
-    clips = ClipReader(root, endpoint_url=command.endpoint_url)
-    rows: list[TrainRow] = []
-    audio = AudioEmbeds(model)
-    prompts: dict[str, Any] = {}
+    reader = Reader(
+        processor=load_processor(Path(command.model)),
+        audio_root=audio_root(material.questions, TRAIN, command.audio_root),
+        endpoint_url=command.endpoint_url,
+        prompt_version=command.prompt.version,
+    )
+    facts = tower_facts(material.base_digest, command.engine.dtype, place.device)
+    folder = scratch / "clip-embeds"
+    folder.mkdir()
+    clip_embeds = ClipEmbeds(edges.store, facts, folder, edges.log)
+    encoding = Encoding(model, reader, clip_embeds, place.workers)
     label = f"iteration {command.iteration}: encoding"
     with edges.track(label, len(material.examples)) as advance:
-        for example in material.examples:
-            if example.question_id not in prompts:
-                question = _asked(by_id, example, command.prompt.version)
-                prompt = render(question, command.prompt.version)
-                encoded = encode_prompt(
-                    processor, prompt, clips.read(question), question_id=question.id
-                )
-                mel = MelFeatures(question.audio_sha256, encoded.features_MF)
-                audio.add([mel], [encoded.num_audio_tokens])
-                prompts = {example.question_id: encoded}
-            rows.append(
-                encode_example(
-                    processor,
-                    prompts[example.question_id],
-                    example.completion,
-                    question_id=example.question_id,
-                    audio_sha256=example.audio_sha256,
-                    weight=example.weight,
-                )
-            )
-            advance(1)
-    return rows, audio
-
-
-def _asked(by_id: Mapping[str, Question], example: Example, prompt_version: str) -> Question:
-    """The example's question; GateError unless its prompt and clip are those that were answered."""
-    question = by_id.get(example.question_id)
-    if question is None:
-        raise GateError(
-            f"example of unknown question {example.question_id}: it is not in the training split"
-        )
-    if render(question, prompt_version).hash != example.prompt_hash:
-        raise GateError(
-            f"question {question.id}: training would render another prompt ({prompt_version}) than "
-            "the one that was answered: use the prompt version of generate"
-        )
-    if question.audio_sha256 != example.audio_sha256:
-        raise GateError(f"question {question.id}: its clip is not the one that was answered")
-    return question
+        rows = encoding.rows(material.examples, by_id, advance)
+    return rows, clip_embeds.embeds
 
 
 def _check_teacher(examples: Sequence[Example], parent_hash: str) -> None:
@@ -255,9 +278,16 @@ def _train(
     rows: Sequence[TrainRow],
     *,
     audio: Mapping[str, Tensor],
-    checkpoints: StoreCheckpoints,
+    around: Surroundings,
 ) -> TrainResult:
     fitted = _train_recipe(command.optim, command.iteration, command.checkpoint_every_steps)
+    choose_saved(
+        lora,
+        fitted,
+        limit_bytes=around.memory_bytes,
+        quantization=command.lora.quantization,
+        workers=around.workers,
+    )
     num_steps = -(-len(rows) // fitted.examples_per_step) * fitted.num_epochs
     done = 0
     with edges.track(f"iteration {command.iteration}: training", num_steps) as advance:
@@ -268,7 +298,7 @@ def _train(
             advance(step - done)
             done = step
 
-        return train(lora, rows, fitted, audio=audio, checkpoints=checkpoints, on_step=on_step)
+        return train(lora, rows, fitted, audio=audio, around=replace(around, on_step=on_step))
 
 
 def _train_recipe(optim: OptimSettings, iteration: int, every: int) -> TrainRecipe:

@@ -158,7 +158,8 @@ class Run:
             | {"sampling.num-candidates": NUM_CANDIDATES, "sampling.questions-per-shard": 4},
             "filter": {"filter.top-k": 2, "filter.min-valid": 2},
             "train": model
-            | {"lora.rank": 2, "lora.dropout": 0, "engine.threads": 1}
+            | {"lora.rank": 2, "lora.dropout": 0, "lora.quantization": "none"}
+            | {"engine.threads": 1}
             | {"optim.learning-rates": 1e-2, "checkpoint-every-steps": 1},
             "evaluate": model | tokens,
             "infer": model | tokens,
