@@ -91,9 +91,9 @@ def _check_length(part: Path, wanted_s: float, start_s: float) -> None:
     from mmar_jobs.errors import DataError  # noqa: PLC0415 - keeps this import beside its use
 
     try:
-        got_s = decode(part.read_bytes(), part.name).duration_s
+        got_s = decode(part.read_bytes(), part.name, max_s=wanted_s + 1).duration_s
     except DataError:
-        got_s = 0.0
+        raise NotHad(f"ends before {start_s:.2f} s, where the clip starts") from None
     if got_s < wanted_s - TOLERANCE_S:
         raise NotHad(f"ends {start_s + got_s:.2f} s in, the clip needs {start_s + wanted_s:.2f} s")
 

@@ -35,57 +35,58 @@ class Site:
         return [asked for name, asked, _ in self.asked if name == path]
 
 
-def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    site: Site
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep the tests' output clean."""
+    def log_message(self, *args: Any) -> None:
+        """Keep the tests' output clean."""
 
-        def do_HEAD(self) -> None:
-            self._answer(with_body=False)
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
 
-        def do_GET(self) -> None:
-            self._answer(with_body=True)
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
 
-        def _answer(self, *, with_body: bool) -> None:
-            path = self.path.split("?")[0]
-            site.asked.append((path, self.headers["Range"], self.headers["Authorization"]))
-            if site.statuses.get(path):
-                return self._say(site.statuses[path].pop(0), b"", {})
-            if path in site.redirects:
-                return self._say(302, b"", {"Location": site.redirects[path]})
-            if path not in site.files:
-                return self._say(404, b"not here", {})
-            data = site.files[path]
-            etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-            headers = {"ETag": etag} if site.has_etags else {}
-            asked = self.headers["Range"]
-            is_same = self.headers["If-Range"] in (None, etag)
-            if not (asked and site.has_ranges and is_same):
-                return self._say(200, data if with_body else b"", headers, path)
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-            if start >= len(data):
-                return self._say(416, b"", headers)
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            return self._say(206, data[start:], headers, path)
+    def _answer(self, *, with_body: bool) -> None:
+        path = self.path.split("?")[0]
+        self.site.asked.append((path, self.headers["Range"], self.headers["Authorization"]))
+        if self.site.statuses.get(path):
+            self._say(self.site.statuses[path].pop(0), b"", {})
+        elif path in self.site.redirects:
+            self._say(302, b"", {"Location": self.site.redirects[path]})
+        elif path not in self.site.files:
+            self._say(404, b"not here", {})
+        else:
+            self._give(path, self.site.files[path] if with_body else b"")
 
-        def _say(self, code: int, data: bytes, headers: dict[str, str], path: str = "") -> None:
-            self.send_response(code)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            cuts = site.cut_after.get(path)
-            if cuts:
-                self.wfile.write(data[: cuts.pop(0)])
-                self.wfile.flush()
-                self.connection.close()
-                self.close_connection = True
-                return
-            self.wfile.write(data)
+    def _give(self, path: str, data: bytes) -> None:
+        etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        headers = {"ETag": etag} if self.site.has_etags else {}
+        asked = self.headers["Range"]
+        is_same = self.headers["If-Range"] in (None, etag)
+        if not (asked and self.site.has_ranges and is_same):
+            return self._say(200, data, headers, path)
+        start = int(asked.removeprefix("bytes=").split("-")[0])
+        if start >= len(data):
+            return self._say(416, b"", headers)
+        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        return self._say(206, data[start:], headers, path)
 
-    return Handler
+    def _say(self, code: int, data: bytes, headers: dict[str, str], path: str = "") -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        cuts = self.site.cut_after.get(path)
+        if cuts:
+            self.wfile.write(data[: cuts.pop(0)])
+            self.wfile.flush()
+            self.connection.close()
+            self.close_connection = True
+            return
+        self.wfile.write(data)
 
 
 @contextmanager
@@ -98,7 +99,7 @@ def serving(site: Site) -> Iterator[Site]:
         def handle_error(self, request: Any, client_address: Any) -> None:
             """A connection that this server cut itself is no news."""
 
-    server = Server(("127.0.0.1", 0), _handler(site))
+    server = Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     site.base = f"http://127.0.0.1:{server.server_port}"

@@ -191,7 +191,7 @@ def test_what_an_archive_says_of_itself_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_header_that_claims_gigabytes_is_refused(tmp_path: Path) -> None:
-    """tarfile would read a long name into memory as long as it says it is."""
+    """A long name would be read into memory as long as it says it is."""
     header = member("x" * 10, tarfile.GNUTYPE_LONGNAME, size=8 << 30)
     data = header.tobuf(tarfile.GNU_FORMAT) + b"n" * (8 << 20)
     assert "header of more than 1 MiB" in refused(tmp_path, gzip.compress(data))

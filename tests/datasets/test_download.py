@@ -197,7 +197,7 @@ def test_no_server_is_a_passing_failure(tmp_path: Path) -> None:
 
 
 def test_a_token_stays_with_its_host(site: Site, tmp_path: Path) -> None:
-    """The host that asks for it gets it, the one that it redirects to does not; no file holds it."""
+    """The first host gets it, the one that it redirects to does not, and no file holds it."""
     with serving(Site(files={"/real": DATA})) as other:
         site.redirects["/f"] = f"{other.base}/real"
         found = fetch(site, tmp_path, headers={"Authorization": "Bearer very-secret"})

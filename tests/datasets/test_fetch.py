@@ -259,8 +259,13 @@ def test_an_evil_archive_stops_the_fetch(site: Site, tmp_path: Path, fails: Fail
         (("tacos", "x", "--revision", "2"), "--revision is for data sets on the Hub"),
     ],
 )
-def test_wrong_flags_are_one_line(arguments: tuple[str, ...], says: str, fails: Fails,
-                                  tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_wrong_flags_are_one_line(
+    arguments: tuple[str, ...],
+    says: str,
+    fails: Fails,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Exit 2 with what is wrong, before anything is downloaded."""
     monkeypatch.chdir(tmp_path)
     assert says in fails(ExitCode.SETTINGS, "data", "fetch", *arguments)
