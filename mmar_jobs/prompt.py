@@ -6,6 +6,7 @@ category, language or modality: the benchmark's rules forbid metadata as model i
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -16,29 +17,49 @@ from mmar_jobs.records import Question
 THINK_OPEN: Final = "<think>"
 THINK_CLOSE: Final = "</think>"
 
-_BASE: Final = "Listen to the audio. Think, then answer with exactly one of the choices."
-_STRICT: Final = (
-    "After thinking, reply with the text of one choice, copied word for word, and nothing else. "
-    "Never combine choices, never invent one, never answer with a letter or a number of a choice."
-)
-_COUNTING: Final = (
-    "When the question asks how many, go through the audio from start to end, note each event with "
-    "its time, then count the notes. Do not prefer yes over no: look for evidence against each "
-    "choice."
-)
-_CUES: Final = (
-    "In your thinking, first name every cue that you hear (sounds, voices, words, music, places), "
-    "then say what each cue means for the question, then compare the choices one by one."
-)
-
-SYSTEM_BY_VERSION: Final = MappingProxyType(
+# What the variants are made of, in this project's own words: the only place with instructions.
+BLOCKS: Final = MappingProxyType(
     {
-        "v7": _BASE,
-        "v8": f"{_BASE} {_STRICT}",
-        "v9": f"{_BASE} {_STRICT} {_COUNTING}",
-        "v12": f"{_BASE} {_STRICT} {_COUNTING} {_CUES}",
+        "base": "Listen to the audio. Think, then answer with exactly one of the choices.",
+        "seconds": (
+            "Go through the audio second by second: for each second note what begins, what goes "
+            "on and what ends, then reason from these notes alone."
+        ),
+        "strict": (
+            "After thinking, reply with the text of one choice, copied word for word, and nothing "
+            "else. Never combine choices, never invent one, never answer with a letter or a number "
+            "of a choice."
+        ),
+        "counting": (
+            "When the question asks how many, go through the audio from start to end, note each "
+            "event with its time, then count the notes."
+        ),
+        "evidence": "Do not prefer yes over no: look for evidence against each choice.",
+        "cues": (
+            "In your thinking, first name every cue that you hear (sounds, voices, words, music, "
+            "places), then say what each cue means for the question, then compare the choices one "
+            "by one."
+        ),
     }
 )
+BLOCKS_BY_VERSION: Final = MappingProxyType(
+    {
+        "baseline": ("base",),
+        "v7": ("base", "seconds"),
+        "v8": ("base", "strict", "counting"),
+        "v9": ("base", "strict", "counting", "evidence"),
+        "v12": ("base", "strict", "counting", "evidence", "cues"),
+    }
+)
+SYSTEM_BY_VERSION: Final = MappingProxyType(
+    {
+        version: " ".join(BLOCKS[name] for name in names)
+        for version, names in BLOCKS_BY_VERSION.items()
+    }
+)
+MAX_CHARACTERS: Final = 8_000
+# What a tokenizer would read as control tokens: such a text would end or fake a turn of the chat.
+_CONTROL: Final = re.compile(r"<\|\w+\|>|</?think>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +82,40 @@ class Prompt:
         ]
 
 
-def render(question: Question, version: str) -> Prompt:
-    """Render one question with the prompt text called `version`; SettingsError when unknown."""
-    if version not in SYSTEM_BY_VERSION:
+def system_text(version: str) -> str:
+    """The instructions called `version`: a known name, or the text itself, told by its spaces.
+
+    SettingsError for an unknown name, and for a text that is too long or holds control tokens.
+    """
+    if version in SYSTEM_BY_VERSION:
+        return SYSTEM_BY_VERSION[version]
+    if not any(letter.isspace() for letter in version.strip()):
         known = ", ".join(SYSTEM_BY_VERSION)
-        raise SettingsError(f"prompt version {version!r} does not exist; choose one of {known}")
+        raise SettingsError(
+            f"prompt version {version!r} does not exist; choose one of {known}, or @FILE with a "
+            "text of your own"
+        )
+    control = _CONTROL.search(version)
+    if control:
+        raise SettingsError(f"a prompt text may not hold {control[0]}: it would fake the chat")
+    if len(version) > MAX_CHARACTERS:
+        raise SettingsError(
+            f"a prompt text of {len(version)} characters: at most {MAX_CHARACTERS} are allowed"
+        )
+    return version
+
+
+def variant_name(version: str) -> str:
+    """A short name of a version: its own, or `custom-<sha8>` of a text."""
+    if version in SYSTEM_BY_VERSION:
+        return version
+    return f"custom-{hashlib.sha256(version.encode()).hexdigest()[:8]}"
+
+
+def render(question: Question, version: str) -> Prompt:
+    """Render one question with the prompt called `version`; see system_text for its errors."""
     choices = "\n".join(f"- {choice}" for choice in question.choices)
-    return Prompt(SYSTEM_BY_VERSION[version], f"{question.text}\nChoices:\n{choices}")
+    return Prompt(system_text(version), f"{question.text}\nChoices:\n{choices}")
 
 
 def template_hash(version: str) -> str:

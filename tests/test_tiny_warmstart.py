@@ -27,7 +27,7 @@ def test_a_lesson_is_what_the_processor_makes(teacher: Teacher) -> None:
     waveform = np.sin(np.arange(40_123) / 20).astype(np.float32)
     lesson = teacher.lesson(QUESTION, (len(waveform), teacher.mel(waveform)))
     text = teacher.processor.apply_chat_template(
-        render(QUESTION, "v7").messages(), add_generation_prompt=True, tokenize=False
+        render(QUESTION, "baseline").messages(), add_generation_prompt=True, tokenize=False
     )
     expected = teacher.processor(text=[text], audio=[waveform], return_tensors="pt")
     batch = prompt_batch([lesson])

@@ -20,7 +20,7 @@ from mmar_jobs.audio import num_audio_tokens
 from mmar_jobs.prompt import render
 from mmar_jobs.records import Question
 
-PROMPT_VERSION: Final = "v7"
+PROMPT_VERSION: Final = "baseline"
 END_OF_TURN: Final = "<|im_end|>\n"
 IGNORED: Final = -100
 
