@@ -9,8 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from mmar_jobs.prompting.source import read_version
-
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.prompting.source import read_version
 
