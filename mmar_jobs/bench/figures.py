@@ -5,9 +5,11 @@ Not here: timing (train.py), what a figure carries (result.py).
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from torch import Tensor
 
 from mmar_jobs.bench.flops import peak_bf16_flops
 from mmar_jobs.bench.profile import Shares
@@ -53,7 +55,7 @@ class TrainBench:
 class MemoryUse:
     """Bytes of a CUDA device: torch's peaks, and what is there beside torch's allocator.
 
-    That is the context, loaded kernels, and an optimizer's paged state.
+    That is the context, loaded kernels, an optimizer's paged state, and other processes.
     """
 
     allocated: int
@@ -116,11 +118,12 @@ class Figures:
             detail=detail,
         )
 
-    def of_steps(self, timed: Timed) -> Iterator[Measurement]:
-        """Speed, step time, loss, and on CUDA the peak."""
+    def of_steps(self, timed: Timed, factors: Iterable[Tensor]) -> Iterator[Measurement]:
+        """Speed with the number of trained numbers, step time, loss, and on CUDA the peak."""
         self.speed = self.tokens / statistics.median(timed.seconds)
         speeds = [self.tokens / seconds for seconds in timed.seconds]
-        yield self.one("tokens_per_s", "tokens/s", "higher", speeds)
+        num_trained = sum(factor.numel() for factor in factors)
+        yield self.one("tokens_per_s", "tokens/s", "higher", speeds, num_trained=num_trained)
         yield self.one("step_seconds", "s", "lower", timed.seconds)
         yield self.one("loss", "nats", "none", timed.losses)
         if timed.memory:

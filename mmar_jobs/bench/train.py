@@ -4,10 +4,11 @@ Not here: the step itself (qlora/step.py), flags (command.py), the stock path (s
 token counted is a real one: the rows have no padding.
 """
 
+import functools
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,18 +54,19 @@ def run_train_bench(
     Raises SettingsError where a row does not fit the memory budget.
     """
     _limit_memory(bench, device)
+    rows = {tokens: _draw(bench, tokens) for tokens in bench.tokens}
     measured: list[Figures] = []
     with _fits("the trainer"):
         ours = _Ours(bench, device)
         for tokens in bench.tokens:
             figures = Figures(bench, environment, tokens, path="mmar")
-            yield from ours.measure(_draw(bench, tokens), tokens, figures)
+            yield from ours.measure(rows[tokens], tokens, figures)
             measured.append(figures)
     del ours
     _free(device)
     if bench.compare:
         with _fits("the stock path"):
-            yield from _compare(bench, device, measured)
+            yield from _compare(bench, device, rows, measured)
 
 
 @contextmanager
@@ -77,7 +79,10 @@ def _fits(what: str) -> Iterator[None]:
 
 
 def _compare(
-    bench: TrainBench, device: torch.device, measured: Sequence[Figures]
+    bench: TrainBench,
+    device: torch.device,
+    rows: Mapping[int, _Rows],
+    measured: Sequence[Figures],
 ) -> Iterator[Measurement]:
     if device.type == "cuda":
         # The experts alone are 58 GB in bf16.
@@ -88,13 +93,10 @@ def _compare(
     stock = StockTrainer(model, _recipe(bench, max(bench.tokens)), rank=bench.rank)
     for ours in measured:
         figures = Figures(bench, ours.environment, ours.tokens, path="peft")
-        rows = _draw(bench, ours.tokens)
-        timed = _time_steps(
-            lambda rows=rows: stock.take_step(rows.rows, rows.audio),  # type: ignore[misc]
-            bench,
-            device,
-        )
-        yield from figures.of_steps(timed)
+        drawn = rows[ours.tokens]
+        take = functools.partial(stock.take_step, drawn.rows, drawn.audio)
+        timed = _time_steps(take, bench, device)
+        yield from figures.of_steps(timed, stock.factors)
         yield ours.one("ratio_to_peft", "x", "higher", (ours.speed / figures.speed,))
 
 
@@ -123,7 +125,7 @@ class _Ours:
         plan = self._plan(rows, tokens)
         self.lora.keep(plan.saved)
         timed = _time_steps(lambda: self.take(rows), self.bench, self.device)
-        yield from figures.of_steps(timed)
+        yield from figures.of_steps(timed, self.lora.factors().values())
         yield from figures.of_memory(timed, plan)
         flops = step_flops(
             self.bench.model_shape, self.bench.rank, rows.lengths, rows.completion_tokens

@@ -150,9 +150,10 @@ def _too_small(smallest: int, budget_bytes: int, tokens: int, trained: Trained) 
         lower.append("the optimizer's state (adamw8bit)")
     if trained.quantization == "none":
         lower.append("the base's precision (nf4)")
+    needed_gb = math.ceil(smallest / 1e8) / 10  # rounded down it would not do
     return (
-        f"training rows of {tokens} tokens at rank {trained.rank} needs {math.ceil(smallest / 1e8) / 10:.1f} GB, "
-        f"the memory budget is {budget_bytes / 1e9:.1f} GB: lower {', '.join(lower)}, or raise the "
+        f"training rows of {tokens} tokens at rank {trained.rank} needs {needed_gb:.1f} GB, the "
+        f"memory budget is {budget_bytes / 1e9:.1f} GB: lower {', '.join(lower)}, or raise the "
         "budget"
     )
 

@@ -10,6 +10,7 @@ import torch
 from mmar_jobs.bench.environment import read_environment
 from mmar_jobs.bench.figures import TrainBench
 from mmar_jobs.bench.result import Environment, Measurement
+from mmar_jobs.bench.shape import SHAPES
 from mmar_jobs.bench.train import run_train_bench
 from mmar_jobs.cli import run_command
 from mmar_jobs.errors import ExitCode
@@ -71,6 +72,7 @@ def test_every_row_size_has_its_figures(tmp_path: Path, capsys: pytest.CaptureFi
     speed = next(line for line in lines if line["name"] == "train/tokens_per_s")
     assert speed["repeats"] == 2
     assert speed["value"] > 0
+    assert speed["detail"]["num_trained"] == 2 * SHAPES["tiny"].factors(4)
     assert speed["environment"]["packages"]["torch"] == torch.__version__
     # The stock path knows neither NF4 nor dropout: its figures say so.
     stock = next(line for line in lines if line["name"] == "train/peft/tokens_per_s")
