@@ -47,18 +47,22 @@ class Pair:
     def add_to(self, weight_OI: Tensor) -> Tensor:
         """The merged weight in the dtype and on the device it came in, computed in fp32."""
         a, b = (factor.to(weight_OI.device, torch.float32) for factor in (self.a, self.b))
-        merged_OI = torch.addmm(weight_OI.float(), b, a, alpha=self.scaling)
+        merged_OI = weight_OI.to(torch.float32, copy=True).addmm_(b, a, alpha=self.scaling)
         return merged_OI.to(weight_OI.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class _ExpertFactors:
-    """All factors of one layer's experts: A (E, R, in), B (E, out, R)."""
+    """All factors of one layer's experts: A (E, R, in), B (E, out, R).
+
+    `split` where gate uses the first half of its shared rank and up the second, as we export them.
+    """
 
     gate_up_A: Tensor
     gate_up_B: Tensor
     down_A: Tensor
     down_B: Tensor
+    split: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +113,11 @@ class AdapterPairs:
             return Pair(factors.down_A[expert], factors.down_B[expert], scaling)
         scaling = self._sites[path + INNER].scaling
         a, b = factors.gate_up_A[expert], factors.gate_up_B[expert]
-        gate, up = b.chunk(2)
-        return Pair(a, gate if match["which"] == "gate_proj" else up, scaling)
+        half = 0 if match["which"] == "gate_proj" else 1
+        b = b.chunk(2)[half]
+        if factors.split:  # a third of all multiplications would be with zeros
+            a, b = a.chunk(2)[half], b.chunk(2, dim=1)[half]
+        return Pair(a, b, scaling)
 
     def _read(self, name: str) -> Tensor:
         return self._file.tensor(f"{PREFIX}{name}.weight", self._device)
@@ -124,11 +131,15 @@ class AdapterPairs:
             return a.view(num_experts, -1, a.shape[-1])
 
         def read_b(name: str) -> Tensor:
-            # Contiguous: each expert's factor is strided by E in the file.
-            return from_expert_fastest(self._read(f"{name}.lora_B"), num_experts).contiguous()
+            return from_expert_fastest(self._read(f"{name}.lora_B"), num_experts)
 
         inner = path + INNER
-        return _ExpertFactors(read_a(inner), read_b(inner), read_a(path), read_b(path))
+        b = read_b(inner)
+        width, rank = b.shape[1] // 2, b.shape[2] // 2
+        split = b.shape[2] == 2 * rank and not (
+            b[:, :width, rank:].any() or b[:, width:, :rank].any()
+        )
+        return _ExpertFactors(read_a(inner), b, read_a(path), read_b(path), split=split)
 
 
 def _check_known(file: AdapterFile) -> None:

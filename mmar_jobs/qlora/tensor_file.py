@@ -75,7 +75,7 @@ def read_header(path: Path) -> Header:
 
 def _parse(raw: bytes, file_bytes: int) -> Header:
     content: dict[str, Any] = json.loads(raw[_LENGTH_BYTES:])
-    metadata = content.pop(_METADATA, {})
+    metadata = dict(content.pop(_METADATA, {}))
     slots = sorted(
         (_slot(name, fields, len(raw)) for name, fields in content.items()),
         key=lambda slot: (slot.start, slot.end),
@@ -126,9 +126,14 @@ def write_tensors(
     Each is converted to `dtype` where it lies and then moved to the CPU.
     """
     file.write(render_header(shapes, dtype, metadata))
-    for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
-        assert tuple(shape) == tuple(tensor.shape), name
-        file.write(tensor_bytes(tensor.detach().to(dtype)))
+    coming = iter(tensors)
+    # No loop variable for the tensor: it would keep the last one while the next is made.
+    file.writelines(_checked_bytes(next(coming), dtype, tuple(shape)) for shape in shapes.values())
+
+
+def _checked_bytes(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> memoryview:
+    assert shape == tuple(tensor.shape)
+    return tensor_bytes(tensor.detach().to(dtype))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
