@@ -3,20 +3,28 @@
 Not here: numbers (compare.py, signs.py), words (text.py), HTML (page.py).
 """
 
+import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from mmar_jobs.analysis.compare import compare as compare_files
 from mmar_jobs.analysis.items import read_items
 from mmar_jobs.analysis.lines import open_lines
 from mmar_jobs.analysis.outcomes import Matcher, read_outcomes
 from mmar_jobs.analysis.output import write_text
+from mmar_jobs.analysis.survey import failed_rows, survey
+from mmar_jobs.analysis.survey_text import table as survey_table
 from mmar_jobs.analysis.text import table
 from mmar_jobs.arguments import Parser
 from mmar_jobs.errors import ExitCode, SettingsError
 
-_MIB = 1024 * 1024
+if TYPE_CHECKING:
+    from mmar_jobs.analysis.sound import Sounds
+
+_MIB: Final = 1024 * 1024
 
 
 def compare(arguments: Sequence[str]) -> int:
@@ -53,18 +61,66 @@ def compare(arguments: Sequence[str]) -> int:
     found = compare_files(items, files, matcher=chosen.matcher, all_pairs=chosen.all_pairs)
     if chosen.html is not None:
         from mmar_jobs.analysis.page import render_comparison  # noqa: PLC0415 - jinja2, matplotlib
-        from mmar_jobs.analysis.sound import Sounds  # noqa: PLC0415 - the page's clips
 
-        sounds = Sounds(
-            _audio_root(chosen.audio_root, chosen.meta),
-            chosen.html,
-            embed_bytes=chosen.embed_mb * _MIB,
+        html = render_comparison(
+            found, items, files, sounds=_sounds(chosen), max_items=chosen.max_items
         )
-        html = render_comparison(found, items, files, sounds=sounds, max_items=chosen.max_items)
         write_text(chosen.html, html)
     shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(table(found))
     sys.stdout.write(f"{shown}\n")
     return ExitCode.DONE
+
+
+def analyze(arguments: Sequence[str]) -> int:
+    """Say where one prediction file is wrong, and what is odd about its predictions."""
+    parser = Parser("mmar-jobs analyze", description="Where is it wrong, and what is odd about it?")
+    parser.add_argument(
+        "predictions", metavar="PREDICTIONS", help="submission zip or JSONL file, path or URI"
+    )
+    _add_common(parser)
+    parser.add_argument(
+        "--worst", type=_count, default=10, help="groups that the list of worst has (default: 10)"
+    )
+    parser.add_argument(
+        "--max-items",
+        type=_count,
+        default=100,
+        help="failed questions that the page shows (default: 100)",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="also write the failed items as JSONL, marked so that nothing trains on them "
+        "(default: do not)",
+    )
+    chosen = parser.parse_args(arguments)
+    items = read_items(open_lines(chosen.meta))
+    name = Path(chosen.predictions).stem
+    lines = open_lines(chosen.predictions)
+    file = read_outcomes(lines, items, matcher=chosen.matcher, name=name)
+    found, signs_Q = survey(items, file, matcher=chosen.matcher)
+    if chosen.html is not None:
+        from mmar_jobs.analysis.survey_page import render_survey  # noqa: PLC0415 - matplotlib
+
+        limits = (chosen.worst, chosen.max_items)
+        sounds = _sounds(chosen)
+        html = render_survey(found, items, file, signs_Q=signs_Q, sounds=sounds, limits=limits)
+        write_text(chosen.html, html)
+    if chosen.export is not None:
+        rows = failed_rows(items, file, signs_Q)
+        write_text(chosen.export, "".join(f"{json.dumps(row)}\n" for row in rows))
+    lines_of_text = survey_table(found, chosen.worst)
+    shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(lines_of_text)
+    sys.stdout.write(f"{shown}\n")
+    return ExitCode.DONE
+
+
+def _sounds(chosen: argparse.Namespace) -> "Sounds":
+    from mmar_jobs.analysis.sound import Sounds  # noqa: PLC0415 - the page's clips
+
+    root = _audio_root(chosen.audio_root, chosen.meta)
+    return Sounds(root, chosen.html, embed_bytes=chosen.embed_mb * _MIB)
 
 
 def _add_common(parser: Parser) -> None:

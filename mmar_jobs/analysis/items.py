@@ -56,7 +56,8 @@ class Items:
 
     def question(self, i: int) -> Question:
         """The whole question at a place."""
-        (row,) = parse_questions([self.lines.at(int(self.offset_Q[i]))], "META")
+        line = self.lines.at(int(self.offset_Q[i]))
+        (row,) = parse_questions([line], Path(self.lines.name).name)
         assert isinstance(row, Question), "it was one when the file was read"
         return row
 

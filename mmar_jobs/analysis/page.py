@@ -164,12 +164,13 @@ def _flips(
     for key, is_won in chosen:
         i = items.place[key]
         question = items.question(i)
-        before, after = (_reply(file, i) for file in files)
+        before, after = (read_reply(file, i) for file in files)
         found.append(Flip(question, is_won, sounds.find(question), before, after))
     return found
 
 
-def _reply(file: Outcomes, i: int) -> Reply:
+def read_reply(file: Outcomes, i: int) -> Reply:
+    """The prediction at a place, its thinking cut where a page would become too long."""
     row = file.row(i)
     thinking = row.get("thinking_prediction") or ""
     if len(thinking) > MAX_SHOWN_CHARACTERS:

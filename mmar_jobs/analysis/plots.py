@@ -105,7 +105,7 @@ def error_rates(rows: Sequence[tuple[str, int, float, tuple[float, float]]], nam
         axes.set_xlim(0, 100)
         percent_axis(axes, "x")
         axes.grid(visible=True, axis="x")
-        axes.set_xlabel("wrong answers, % of questions, 95 % interval")
+        axes.set_xlabel("wrong answers, % (95 % interval)")
         told = "; ".join(f"{title}, {n} questions: {share:.1%}" for title, n, share, _ in rows)
         return to_svg(made, name, f"Wrong answers by group. {told}.")
 
