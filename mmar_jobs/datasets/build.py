@@ -26,6 +26,7 @@ from mmar_jobs.datasets.mixing import choose, mix
 from mmar_jobs.datasets.musicbench import read_musicbench
 from mmar_jobs.datasets.tables import read_tables
 from mmar_jobs.datasets.tacos import read_tacos
+from mmar_jobs.errors import DataError
 from mmar_jobs.records import Question, canonical
 
 READERS: Final[Mapping[str, Reader]] = {
@@ -89,6 +90,9 @@ def make_questions(sources: Sequence[Source], recipe: BuildRecipe) -> Built:
             else:
                 seen.add(item[0].id)
                 made.append(item)
+        if not made:
+            first = next((e.reason for e in built.left_out if e.source == source.name), "no rows")
+            raise DataError(f"source {source.name} at {source.path} gave no question ({first})")
         by_source[source.name] = made
     built.num_available = {name: len(made) for name, made in by_source.items()}
     ratios = {source.name: source.ratio for source in sources}

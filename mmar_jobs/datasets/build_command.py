@@ -77,9 +77,6 @@ def build(chosen: argparse.Namespace) -> int:
     console = Console(stderr=True)
     track = bars(console) if console.is_terminal else no_bar
     built = make_questions(sources, recipe)
-    if not built.questions:
-        first = f" (first: {built.left_out[0].reason})" if built.left_out else ""
-        raise DataError(f"no question could be made of {len(built.left_out)} rows{first}")
     with track("reading clips", len(set(built.clips.values()))) as advance:
         digests = digest_clips(built.clips.values(), num_workers=chosen.workers, advance=advance)
     splits = _split(built, sound_keys(built, digests, groups), recipe)

@@ -24,6 +24,8 @@ _NUM_TRIES: Final = 2000
 _NEAR_TEMPO: Final = 1.2
 _OCTAVE: Final = (1.85, 2.16)
 
+_Tails = tuple[list[tuple[str, float]], list[list[float]]]
+
 
 class Pool:
     """The answers among which wrong choices are drawn, with what each is true of."""
@@ -41,6 +43,7 @@ class Pool:
                 self._owners.setdefault(canonical(text), set()).add(draft.owner)
         self._keys = sorted(counts)
         self.num_choices = min(num_choices, len(self._keys))
+        self._tails_of: dict[str, _Tails] = {}
         self._weights = fit_weights([counts[key] for key in self._keys], self.num_choices)
 
     def draw(self, answer: str, dice: random.Random) -> tuple[str, ...]:
@@ -59,10 +62,37 @@ class Pool:
             return []
         # Whole sets are rejected, not single draws: only so is P(S | a) proportional to g(S).
         for _ in range(_NUM_TRIES):
-            drawn = dice.choices(self._keys, weights=self._weights, k=num_wrong)
+            if len(self._keys) <= _MOST_FITTED:
+                drawn = self._draw_exactly(own, dice)
+            else:
+                drawn = dice.choices(self._keys, weights=self._weights, k=num_wrong)
             if len({own, *drawn}) == self.num_choices and self._is_fair([own, *drawn]):
                 return drawn
         return self._draw_in_turn(own, dice)
+
+    def _draw_exactly(self, own: str, dice: random.Random) -> list[str]:
+        """A set of the others with probability by the product of its weights, value by value."""
+        others, tails = self._tails(own)
+        drawn: list[str] = []
+        for i, (key, weight) in enumerate(others):
+            left = self.num_choices - 1 - len(drawn)
+            if left and dice.random() * tails[i][left] < weight * tails[i + 1][left - 1]:
+                drawn.append(key)
+        return drawn
+
+    def _tails(self, own: str) -> _Tails:
+        """The other values, and the symmetric sums of the weights from each of them on."""
+        if own not in self._tails_of:
+            others = [
+                (key, weight)
+                for key, weight in zip(self._keys, self._weights, strict=True)
+                if key != own
+            ]
+            weights = [weight for _, weight in others]
+            degree = self.num_choices - 1
+            tails = [_symmetric(weights[i:], degree) for i in range(len(others) + 1)]
+            self._tails_of[own] = others, tails
+        return self._tails_of[own]
 
     def _draw_in_turn(self, own: str, dice: random.Random) -> list[str]:
         """As many as go together, where a rule leaves too few full sets to hit one by chance."""

@@ -23,8 +23,12 @@ class Guess(NamedTuple):
 
 
 def guess_all(questions: Sequence[Question]) -> dict[str, Guess]:
-    """Each guesser's accuracy; `commonest` picks the choice that is most often right elsewhere."""
-    right = Counter(canonical(question.answer or "") for question in questions)
+    """Each guesser's accuracy.
+
+    `commonest` picks the choice that is most often right in the other half of the questions.
+    """
+    halves = [Counter(canonical(q.answer or "") for q in questions[i::2]) for i in (0, 1)]
+    other_half = {question.id: halves[1 - i % 2] for i, question in enumerate(questions)}
     guessers: dict[str, Callable[[Question], str | None]] = {
         "first": lambda question: question.choices[0],
         "last": lambda question: question.choices[-1],
@@ -33,7 +37,7 @@ def guess_all(questions: Sequence[Question]) -> dict[str, Guess]:
         "smallest": lambda question: _ranked(question, 0.0),
         "median": lambda question: _ranked(question, 0.5),
         "largest": lambda question: _ranked(question, 1.0),
-        "commonest": lambda question: _commonest(question, right),
+        "commonest": lambda question: _commonest(question, other_half[question.id]),
     }
     return {name: found for name, guess in guessers.items() if (found := _judge(questions, guess))}
 
@@ -57,6 +61,4 @@ def _ranked(question: Question, rank: float) -> str | None:
 
 
 def _commonest(question: Question, right: Counter[str]) -> str:
-    """Without this very question's own answer in the count: else rare answers would all win."""
-    own = canonical(question.answer or "")
-    return max(question.choices, key=lambda c: right[canonical(c)] - (canonical(c) == own))
+    return max(question.choices, key=lambda choice: right[canonical(choice)])

@@ -39,9 +39,10 @@ def mix(
         given = {name: Fraction(count) for name, count in available.items() if count}
         if not given:
             return dict.fromkeys(available, 0)
-    most = min(int(available[name] * sum(given.values()) / ratio) for name, ratio in given.items())
+    whole = sum(given.values())
+    # Rounding down can leave almost one, rounding up can ask for one more than there is.
+    most = min(int((available[name] + 1) * whole / ratio) for name, ratio in given.items())
     asked = most if total is None else total
-    # Rounding up can ask for one more than there is.
     while asked > 0:
         counts = apportion(given, asked)
         short = [name for name, count in counts.items() if count > available[name]]
