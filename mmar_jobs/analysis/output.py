@@ -4,6 +4,7 @@ Not here: artifacts of a run, which have a store (artifact.py).
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mmar_jobs.errors import SettingsError
@@ -18,5 +19,6 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8", errors="replace")
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise SettingsError(f"cannot write {path}: {error.strerror}; name another file") from None

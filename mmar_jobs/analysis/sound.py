@@ -55,4 +55,4 @@ class Sounds:
         if address.scheme != "file":
             return Sound("", f"The clip is too large for this page: {audio}")
         relative = os.path.relpath(address.path, self._page.resolve().parent)
-        return Sound(quote(relative), f"Played from {relative}")
+        return Sound(f"./{quote(relative)}", f"Played from {relative}")
