@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel
 from mmar_jobs.store import open_store
 from tests import merge_cases, qlora_cases
+from tests.store.conftest import BUCKET, ENVIRONMENT, moto_server
 
 TOLERANCE = 1e-5
 IDS = torch.arange(3, 20)[None]
@@ -209,8 +211,8 @@ def test_other_inputs_in_the_output_are_refused(
     assert "no finished merge" in fails(ExitCode.SETTINGS, base, adapter, tmp_path / "other")
 
 
-def stopped_merge(base: Path, adapter: Path, out: Path, num_files: int) -> None:
-    """Merge until `num_files` files are durable, then die like a killed process."""
+def stopped_merge(base: Path, adapter: Path, out: Path, share: float) -> None:
+    """Merge until `share` of all bytes are written, then die like a killed process."""
     code = f"""
 import os, pathlib
 from contextlib import contextmanager
@@ -218,10 +220,10 @@ from mmar_jobs.qlora.merge_run import Placement, find_adapter, merge_model
 
 @contextmanager
 def track(label, total):
-    left = [{num_files} + 1]  # the first advance tells what was there before
+    left = [{share} * total]
     def advance(num_done):
-        left[0] -= 1
-        if left[0] == 0:
+        left[0] -= num_done
+        if left[0] <= 0:
             os.kill(os.getpid(), 9)
     yield advance
 
@@ -236,8 +238,7 @@ def test_a_killed_merge_goes_on_where_it_was(base: Path, adapter: Path, tmp_path
     """Nothing looks finished, what is finished is kept, the bytes are those of a whole merge."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     merge(base, adapter, whole)
-    num_files = sum(1 for _ in base.iterdir())
-    stopped_merge(base, adapter, out, num_files - 2)
+    stopped_merge(base, adapter, out, 0.8)
     assert not out.exists()
     partial = tmp_path / "out.partial"
     kept = {path: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
@@ -246,8 +247,8 @@ def test_a_killed_merge_goes_on_where_it_was(base: Path, adapter: Path, tmp_path
     data = bytearray(damaged.read_bytes())
     data[-1] ^= 1
     damaged.write_bytes(data)
-    left = partial / ".mmar-tmp-0123"
-    left.write_bytes(b"half a shard")
+    half_written = [path for path in partial.iterdir() if path.name.startswith(".mmar-tmp-")]
+    assert 1 == len(half_written)
     assert ExitCode.DONE == merge(base, adapter, out)
     assert merge_cases.all_bytes(whole) == merge_cases.all_bytes(out)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
@@ -259,7 +260,7 @@ def test_an_unfinished_merge_of_other_inputs_is_refused(
     base: Path, adapter: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     """Its files are of no use and may be somebody's: the folder is named, not overwritten."""
-    stopped_merge(base, adapter, tmp_path / "out", 1)
+    stopped_merge(base, adapter, tmp_path / "out", 0.1)
 
     def change(lora: LoraModel) -> None:
         next(iter(lora.factors().values())).add_(1)
@@ -268,6 +269,30 @@ def test_an_unfinished_merge_of_other_inputs_is_refused(
     assert "out.partial" in fails(ExitCode.SETTINGS, base, other, tmp_path / "out")
     (tmp_path / "out.partial" / ".mmar-merge.json").write_text("{")
     assert "damaged" in fails(ExitCode.DATA, base, adapter, tmp_path / "out")
+
+
+def test_a_merge_killed_in_its_last_moment_keeps_every_file(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """The manifest is there and the folder has not got its name yet: nothing is written again."""
+    merge(base, adapter, tmp_path / "out")
+    whole = merge_cases.all_bytes(tmp_path / "out")
+    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.s*")}
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    assert ExitCode.DONE == merge(base, adapter, tmp_path / "out")
+    assert whole == merge_cases.all_bytes(tmp_path / "out")
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.s*")}
+    assert stamps == kept
+
+
+def test_a_folder_of_somebody_elses_is_not_built_in(
+    base: Path, adapter: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """What would become part of the merged model without a word is refused."""
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "notes.txt").write_text("mine")
+    assert "no unfinished merge" in fails(ExitCode.SETTINGS, base, adapter, tmp_path / "out")
+    assert "mine" == (tmp_path / "out.partial" / "notes.txt").read_text()
 
 
 @pytest.mark.slow
@@ -500,7 +525,7 @@ def test_too_little_space_is_said_before_anything_is_written(
     line = fails(ExitCode.TRY_AGAIN, large, adapter, tmp_path / "out")
     assert "disk full" in line
     assert "8796.1 GB" in line
-    assert {"base"} == {path.name for path in tmp_path.iterdir() if path.name != "out.partial"}
+    assert [large] == list(tmp_path.iterdir())
 
 
 def test_places_that_cannot_be_an_output_are_refused(
@@ -546,3 +571,32 @@ def test_an_artifact_in_a_folder_is_checked_against_its_manifest(
     config = Path(address) / ADAPTER_CONFIG
     config.write_text(config.read_text() + " ")
     assert "differs from its manifest" in fails(ExitCode.DATA, base, address, tmp_path / "two")
+
+
+def test_an_artifact_in_a_bucket_is_downloaded_once(
+    base: Path, adapter: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """The cache ends as from the local adapter; when it is full, no adapter is needed any more."""
+    stored_adapter(adapter, tmp_path / "store")
+    merge(base, adapter, "--cache", tmp_path / "expected")
+    with pytest.MonkeyPatch.context() as patch, moto_server() as endpoint_url:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=endpoint_url)
+        client.create_bucket(Bucket=BUCKET)
+        root = tmp_path / "store"
+        for path in filter(Path.is_file, root.rglob("*")):
+            key = path.relative_to(root).as_posix()
+            client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+        address = f"s3://{BUCKET}/runs/r/iter-1/adapter"
+        given = (base, address, "--cache", tmp_path / "cache", "--endpoint-url", endpoint_url)
+        assert ExitCode.DONE == merge(*given)
+        expected = merge_cases.all_bytes(tmp_path / "expected")
+        assert expected == merge_cases.all_bytes(tmp_path / "cache")
+        key = f"runs/r/iter-1/adapter/{ADAPTER_WEIGHTS}"
+        client.put_object(Bucket=BUCKET, Key=key, Body=b"damaged")
+        assert ExitCode.DONE == merge(*given)
+        other = (base, address, "--cache", tmp_path / "two", "--endpoint-url", endpoint_url)
+        fails(ExitCode.DATA, *other)
+        nowhere = (base, f"{address}s", tmp_path / "o", "--endpoint-url", endpoint_url)
+        assert "no finished artifact" in fails(ExitCode.DATA, *nowhere)

@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -27,15 +27,14 @@ from pydantic import ValidationError
 from mmar_jobs.artifact import MANIFEST
 from mmar_jobs.errors import DataError, GateError, SettingsError, TryAgain
 from mmar_jobs.manifest import Manifest, Shard, difference, fingerprint
-from mmar_jobs.progress import Tracker, no_bar
+from mmar_jobs.progress import Advance, Tracker, no_bar
 from mmar_jobs.qlora.base_files import Source, projection_of
 from mmar_jobs.qlora.merge import AdapterPairs
-from mmar_jobs.qlora.tensor_file import Header, read_tensor, tensor_bytes
+from mmar_jobs.qlora.tensor_file import Slot, read_tensor, tensor_bytes
 from mmar_jobs.store import disk
 from mmar_jobs.store.base import TEMPORARY
 
 T = TypeVar("T")
-Write = Callable[[bytes | memoryview], None]
 
 STAGE: Final = "merge"
 _RECIPE: Final = {"arithmetic": "fp32, rounded once"}
@@ -45,11 +44,14 @@ _BLOCK_BYTES: Final = 1 << 22
 
 @dataclass(frozen=True)
 class Job:
-    """What is merged: the base's files and an adapter that fits them."""
+    """What is merged: the base's files and an adapter that fits them.
+
+    `open_pairs` is given a folder of its own, which it may fill and which is removed afterwards.
+    """
 
     base: Path
     sources: tuple[Source, ...]
-    pairs: AdapterPairs
+    open_pairs: Callable[[Path], AdapterPairs]
     inputs: Mapping[str, str]
     device: torch.device
 
@@ -112,46 +114,59 @@ def find_merged(output: Path, inputs: Mapping[str, str]) -> Manifest | None:
 
 def verify(output: Path, manifest: Manifest, *, num_threads: int, track: Tracker = no_bar) -> None:
     """Read every file once; GateError names one that is not what was written."""
-
-    def check(shard: Shard) -> int:
-        path = output / shard.name
-        if not path.is_file() or disk.digest_file(path) != shard.sha256:
-            raise GateError(
-                f"{path} is missing or was changed after it was written: delete {output} and merge "
-                "again"
-            )
-        return shard.size_bytes
-
-    stop = threading.Event()
     with track("verifying", sum(shard.size_bytes for shard in manifest.shards)) as advance:
-        _run(check, manifest.shards, num_threads=num_threads, advance=advance, stop=stop)
+
+        def check(shard: Shard) -> None:
+            path = output / shard.name
+            if not path.is_file() or disk.digest_file(path) != shard.sha256:
+                raise GateError(
+                    f"{path} is missing or was changed after it was written: delete {output} and "
+                    "merge again"
+                )
+            advance(shard.size_bytes)
+
+        _run(check, manifest.shards, num_threads=num_threads, stop=threading.Event())
 
 
 @dataclass
 class _Journal:
     """Which files of an unfinished merge are durable, and their digests."""
 
-    path: Path
+    folder: Path
     inputs: Mapping[str, str]
     digests: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def path(self) -> Path:
+        """Where it lies until the manifest says the same."""
+        return self.folder / _JOURNAL
+
     def read(self) -> None:
-        """Take over what an earlier attempt finished; SettingsError when it had other inputs."""
-        if not self.path.exists():
-            return
+        """Take over what an earlier attempt finished; SettingsError when it was another merge's."""
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            inputs, digests = content["inputs"], dict(content["digests"])
+            if self.path.exists():
+                content = json.loads(self.path.read_bytes())
+                inputs, digests = content["inputs"], dict(content["digests"])
+            elif (self.folder / MANIFEST).exists():  # killed in its last moment
+                manifest = Manifest.model_validate_json((self.folder / MANIFEST).read_bytes())
+                inputs = manifest.inputs
+                digests = {shard.name: shard.sha256 for shard in manifest.shards}
+            else:
+                inputs, digests = dict(self.inputs), {}
         except (ValueError, KeyError, TypeError):
             raise DataError(
-                f"{self.path} is damaged: delete {self.path.parent} and merge again"
+                f"{self.path} is damaged: delete {self.folder} and merge again"
             ) from None
         if inputs != dict(self.inputs):
             raise SettingsError(
-                f"{self.path.parent} holds an unfinished merge of other inputs "
+                f"{self.folder} holds an unfinished merge of other inputs "
                 f"({'; '.join(difference(inputs, self.inputs))}): delete it, or choose another "
                 "output"
+            )
+        if not digests and not self.path.exists() and any(self.folder.iterdir()):
+            raise SettingsError(
+                f"{self.folder} holds something, and no unfinished merge: choose another output"
             )
         self.digests = digests
 
@@ -173,28 +188,38 @@ class _Journal:
 
 
 def _fill(job: Job, partial: Path, *, num_threads: int, track: Tracker) -> Manifest:
-    disk.make_folder(partial)
-    for left in partial.rglob(f"{TEMPORARY}*"):  # by a killed merge: this one holds the lock
-        left.unlink()
-    journal = _Journal(partial / _JOURNAL, job.inputs)
-    journal.read()
+    journal = _Journal(partial, job.inputs)
+    if partial.exists():
+        _clear(partial)
+        journal.read()
     todo = [source for source in job.sources if not _is_done(source, partial, journal.digests)]
-    _check_space(partial, sum(source.size_bytes for source in todo), job.size_bytes)
+    _check_space(partial.parent, sum(source.size_bytes for source in todo), job.size_bytes)
+    disk.make_folder(partial)
     journal.start()
-    stop = threading.Event()
-
-    def make(source: Source) -> int:
-        journal.note(source.name, _write_source(source, partial / source.name, job, stop))
-        return source.size_bytes
-
+    pairs = job.open_pairs(partial / f"{TEMPORARY}adapter")
     with track("merging", job.size_bytes) as advance:
         advance(job.size_bytes - sum(source.size_bytes for source in todo))
-        _run(make, todo, num_threads=num_threads, advance=advance, stop=stop)
-    manifest = _manifest(job, journal.digests)
+        writer = _Writer(pairs, job.device, advance)
+
+        def make(source: Source) -> None:
+            journal.note(source.name, writer.write(source, partial / source.name))
+
+        _run(make, todo, num_threads=num_threads, stop=writer.stop)
+    _clear(partial)
+    manifest = _manifest(job, journal.digests, num_projections=len(pairs.shapes))
     data = manifest.model_dump_json(indent=1).encode()
-    journal.path.unlink()
     disk.replace_file(partial / MANIFEST, lambda file: _write_all(file, data))
+    journal.path.unlink()
     return manifest
+
+
+def _clear(partial: Path) -> None:
+    """Remove what is temporary there: nobody else writes it, for this process holds the lock."""
+    for path in list(partial.rglob(f"{TEMPORARY}*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _is_done(source: Source, partial: Path, digests: Mapping[str, str]) -> bool:
@@ -211,77 +236,82 @@ def _check_space(folder: Path, needed_bytes: int, total_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise TryAgain(
-            f"disk full: {folder.parent} has {free_bytes / 1e9:.1f} GB free, merging needs "
+            f"disk full: {folder} has {free_bytes / 1e9:.1f} GB free, merging needs "
             f"{needed_bytes / 1e9:.1f} more of {total_bytes / 1e9:.1f} GB: free space, then run "
             "the same command again"
         )
 
 
-def _write_source(source: Source, target: Path, job: Job, stop: threading.Event) -> str:
-    """Write one file durably under its final name; its SHA-256."""
-    digest = hashlib.sha256()
+@dataclass(frozen=True)
+class _Writer:
+    """Writes files of the merged folder, each durably under its final name, until `stop`."""
 
-    def fill(file: BinaryIO) -> None:
-        def write(data: bytes | memoryview) -> None:
-            if stop.is_set():
-                raise TryAgain("another part of this merge failed: run the same command again")
-            digest.update(data)
-            file.write(data)
+    pairs: AdapterPairs
+    device: torch.device
+    advance: Advance
+    stop: threading.Event = field(default_factory=threading.Event)
 
-        with source.path.open("rb") as reader:
-            if source.header is None:
-                _copy(reader, source.size_bytes, write)
-            else:
-                _merge_shard(reader, source.header, job, write)
+    def write(self, source: Source, target: Path) -> str:
+        """Write one file; its SHA-256."""
+        digest = hashlib.sha256()
 
-    with disk.explained("write", str(target)):
-        disk.replace_file(target, fill)
-    return digest.hexdigest()
+        def fill(file: BinaryIO) -> None:
+            with source.path.open("rb") as reader:
+                for data in self._parts(reader, source):
+                    if self.stop.is_set():
+                        raise TryAgain("another file failed: run the same command again")
+                    digest.update(data)
+                    file.write(data)
+                    self.advance(len(data))
 
+        with disk.explained("write", str(target)):
+            disk.replace_file(target, fill)
+        return digest.hexdigest()
 
-@torch.no_grad()
-def _merge_shard(reader: BufferedReader, header: Header, job: Job, write: Write) -> None:
-    write(header.raw)
-    for slot in header.slots:
-        projection = projection_of(slot.name)
-        if projection is None:
+    def _parts(self, reader: BufferedReader, source: Source) -> Iterator[bytes | memoryview]:
+        if source.header is None:
+            yield from _blocks(reader, source.size_bytes)
+            return
+        yield source.header.raw
+        for slot in source.header.slots:
+            projection = projection_of(slot.name)
+            if projection is not None:
+                yield self._merged(reader, slot, projection)
+                continue
             reader.seek(slot.start)
-            _copy(reader, slot.size_bytes, write)
-            continue
-        weight = read_tensor(reader, slot).to(job.device)
-        write(tensor_bytes(job.pairs.pair(projection).add_to(weight)))
+            yield from _blocks(reader, slot.size_bytes)
+
+    @torch.no_grad()
+    def _merged(self, reader: BufferedReader, slot: Slot, projection: str) -> memoryview:
+        weight = read_tensor(reader, slot).to(self.device)
+        return tensor_bytes(self.pairs.pair(projection).add_to(weight))
 
 
-def _copy(reader: BufferedReader, num_bytes: int, write: Write) -> None:
+def _blocks(reader: BufferedReader, num_bytes: int) -> Iterator[bytes]:
     while num_bytes:
         block = reader.read(min(num_bytes, _BLOCK_BYTES))
         if not block:
             raise DataError(f"{reader.name} is cut off: it changed while it was read")
-        write(block)
+        yield block
         num_bytes -= len(block)
 
 
 def _run(
-    call: Callable[[T], int],
-    items: Iterable[T],
-    *,
-    num_threads: int,
-    advance: Callable[[int], None],
-    stop: threading.Event,
+    call: Callable[[T], None], items: Iterable[T], *, num_threads: int, stop: threading.Event
 ) -> None:
     """Call for all items, `num_threads` at a time; the first error stops the others."""
     with ThreadPoolExecutor(num_threads) as pool:
         futures = [pool.submit(call, item) for item in items]
         try:
             for future in as_completed(futures):
-                advance(future.result())
+                future.result()
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _manifest(job: Job, digests: Mapping[str, str]) -> Manifest:
+def _manifest(job: Job, digests: Mapping[str, str], *, num_projections: int) -> Manifest:
     shards = tuple(
         Shard(name=source.name, sha256=digests[source.name], size_bytes=source.size_bytes)
         for source in job.sources
@@ -293,7 +323,7 @@ def _manifest(job: Job, digests: Mapping[str, str]) -> Manifest:
         recipe=dict(_RECIPE),
         inputs=dict(job.inputs),
         shards=shards,
-        counts={"num_projections": len(job.pairs.shapes), "num_files": len(shards)},
+        counts={"num_projections": num_projections, "num_files": len(shards)},
         metrics={},
         placement={},
         cost={},
@@ -310,10 +340,17 @@ def _locked(path: Path) -> Iterator[None]:
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    try:
-                        yield
-                    finally:
-                        path.unlink(missing_ok=True)
-                    return
+            if not _is_at(file, path):
+                continue  # its last holder removed it meanwhile
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import structlog
@@ -67,17 +66,13 @@ class Adapter:
     folder: Path | None
     artifact: Artifact | None
 
-    @contextmanager
-    def files(self, scratch: Path) -> Iterator[Path]:
-        """The adapter as a folder of this machine, below `scratch` when it had to be downloaded."""
+    def files(self, scratch: Path) -> Path:
+        """The adapter's folder on this machine: `scratch` when it has to be downloaded."""
         if self.folder is not None:
-            yield self.folder
-            return
+            return self.folder
         assert self.artifact is not None
-        scratch.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".mmar-adapter-", dir=scratch) as folder:
-            self.artifact.download(Path(folder))
-            yield Path(folder)
+        self.artifact.download(scratch)
+        return scratch
 
 
 def find_adapter(reference: str, *, endpoint_url: str | None = None) -> Adapter:
@@ -144,17 +139,19 @@ def merge_model(
         verify(output, finished, num_threads=placement.num_threads, track=placement.track)
         size_bytes = sum(shard.size_bytes for shard in finished.shards)
         return Merged(output, identity, size_bytes, was_finished=True)
+    num_threads = min(placement.num_threads, len(sources))
     device = torch.device(placement.device)
-    with adapter.files(output.parent) as folder, _one_torch_thread():
-        pairs = AdapterPairs(folder, device=device, num_layers_kept=placement.num_threads + 1)
+
+    def open_pairs(scratch: Path) -> AdapterPairs:
+        pairs = AdapterPairs(adapter.files(scratch), device=device, num_layers_kept=num_threads + 1)
         check_projections(sources, pairs)
         _check_base(pairs, identity.base_digest, base)
-        job = Job(base, sources, pairs, inputs, device)
-        manifest, was_finished = merge_to(
-            job, output, num_threads=placement.num_threads, track=placement.track
-        )
-    size_bytes = sum(shard.size_bytes for shard in manifest.shards)
-    return Merged(output, identity, size_bytes, was_finished)
+        return pairs
+
+    job = Job(base, sources, open_pairs, inputs, device)
+    with _one_torch_thread():
+        _, was_finished = merge_to(job, output, num_threads=num_threads, track=placement.track)
+    return Merged(output, identity, job.size_bytes, was_finished)
 
 
 def _check_base(pairs: AdapterPairs, base_digest: str, base: Path) -> None:
