@@ -91,7 +91,7 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             num_frames, rate_hz, channels = file.frames, file.samplerate, file.channels
-            _check_length(num_frames / rate_hz, max_s, name)
+            check_length(num_frames / rate_hz, max_s, name)
             frames = file.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
@@ -108,7 +108,7 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     if rate_hz != SAMPLE_RATE_HZ and len(mono):
         mono = librosa.resample(mono, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
     duration_s = len(mono) / SAMPLE_RATE_HZ
-    _check_length(duration_s, max_s, name)
+    check_length(duration_s, max_s, name)
     if duration_s < MIN_CLIP_S:
         raise DataError(
             f"audio file {name} lasts {duration_s:.3f} s, at least {MIN_CLIP_S} s needed"
@@ -116,7 +116,8 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     return Clip(mono.astype(np.float32, copy=False), duration_s, rate_hz, channels)
 
 
-def _check_length(duration_s: float, max_s: float | None, name: str) -> None:
+def check_length(duration_s: float, max_s: float | None, name: str) -> None:
+    """Raise DataError when a clip is more than PADDING_S longer than `max_s` seconds."""
     if max_s is not None and duration_s > max_s + PADDING_S:
         raise DataError(
             f"clip {name} lasts {duration_s:.2f} s, more than the limit of {max_s:g} s and "
