@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mmar_jobs.datasets.clip_list import parse_clips
 from mmar_jobs.datasets.drafts import Draft, LeftOut, plain_id, row_files
-from mmar_jobs.datasets.rows import Row, read_rows, text_of
+from mmar_jobs.datasets.rows import Row, number_of, read_rows, text_of
 from mmar_jobs.errors import DataError
 
 _CAPTION: Final = ("main_caption", "caption", "alt_caption")
@@ -109,13 +109,15 @@ def _key(row: Any) -> tuple[str, str, str] | None:
     key, probability = row.get("key"), row.get("keyprob")
     if not key:
         return None
-    if not (isinstance(key, list) and len(key) == 2 and key[1] in _MODES):
+    if not (isinstance(key, list) and len(key) == 2 and all(isinstance(k, str) for k in key)):
         raise ValueError("its key is not [tonic, mode]")
-    if not isinstance(key[0], str) or not _TONIC.fullmatch(key[0]):
+    if key[1] not in _MODES:
+        raise ValueError(f"its mode {key[1]!r} is neither major nor minor")
+    if not _TONIC.fullmatch(key[0]):
         raise ValueError(f"its key {key[0]!r} is not a tonic")
     if not (isinstance(probability, list) and probability):
         raise ValueError("its keyprob is not [probability]")
-    if not float(probability[0]) >= _MIN_KEY_PROBABILITY:
+    if not number_of("keyprob", probability[0]) >= _MIN_KEY_PROBABILITY:
         raise ValueError(f"its key was measured with less than {_MIN_KEY_PROBABILITY} certainty")
     return "What key is this music in?", f"{key[0]} {key[1]}", "key"
 
@@ -124,7 +126,7 @@ def _tempo(row: Any) -> tuple[str, str, str] | None:
     bpm = row.get("bpm")
     if bpm is None or bpm == "":
         return None
-    value = float(bpm)
+    value = number_of("bpm", bpm)
     if not 30 <= value <= 300:
         raise ValueError(f"its bpm {bpm} is not from 30 to 300")
     return "What is the tempo of this music?", f"{round(value)} beats per minute", "tempo"

@@ -133,6 +133,17 @@ def text_of(row: Mapping[str, Any], names: Sequence[str]) -> str:
     return text.strip()
 
 
+def number_of(name: str, value: object) -> float:
+    """A finite number, also as text; raises ValueError that names the field."""
+    try:
+        number = float(value) if isinstance(value, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"its {name} {str(value)[:40]!r} is not a number")
+    return number
+
+
 def seconds_of(row: Mapping[str, Any], names: Sequence[str]) -> float | None:
     """Seconds of the first field filled of `names`: a number, or hh:mm:ss; None for no field."""
     name, value = first_of(row, names)

@@ -53,7 +53,8 @@ def _draft(row: Row, dataset: str) -> Draft:
     audio = _audio(value)
     category = _optional(value, _CATEGORY)
     name = _optional(value, _ID) or f"{dataset}-{row.number}"
-    found = {str(entry) for entry in value.get("source_ids") or ()}
+    given = value.get("source_ids")
+    found = {str(entry) for entry in given} if isinstance(given, list) else set()
     found.update(source_ids(_optional(value, _URL), name, audio))
     return Draft(
         id=name if _optional(value, _ID) else plain_id(name),
@@ -90,7 +91,8 @@ def _choices(value: Mapping[str, Any]) -> tuple[str, ...]:
         given = [value[key] for key in keys if value.get(key) not in (None, "")]
     if not isinstance(given, list | tuple):
         raise ValueError(f"its {name} must be a list of texts")  # noqa: TRY004 - the same
-    return tuple(text_of({name: entry}, (name,)) for entry in given)
+    label = name or "choices"
+    return tuple(text_of({label: entry}, (label,)) for entry in given)
 
 
 def _marks() -> Iterator[str]:
