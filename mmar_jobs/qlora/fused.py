@@ -14,7 +14,7 @@ in-features or expert width, O out-features, G branches, R rank, J = I + G·R.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -23,11 +23,20 @@ from torch.autograd.function import once_differentiable
 from mmar_jobs.qlora.dropout import DropKey
 from mmar_jobs.qlora.foreign import Context
 from mmar_jobs.qlora.kernels.combine import combine
-from mmar_jobs.qlora.kernels.grouped import Groups, group_rows, grouped_matmul, grouped_outer, outer
-from mmar_jobs.qlora.kernels.lora import add_inner_grad, append_inner
+from mmar_jobs.qlora.kernels.grouped import (
+    Groups,
+    group_rows,
+    grouped_matmul,
+    grouped_outer,
+    one_group,
+)
+from mmar_jobs.qlora.kernels.lora import append_inner, dropped, place_factor
 from mmar_jobs.qlora.kernels.nf4 import decode_nf4
 from mmar_jobs.qlora.kernels.swiglu import swiglu, swiglu_backward
 from mmar_jobs.qlora.nf4 import Nf4Weight
+
+
+_BYTE: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,8 @@ class Routing:
 def route(top_k_index_TK: Tensor, num_experts: int) -> Routing:
     """Sort the routed rows by expert, stably, without waiting for the GPU."""
     expert_S = top_k_index_TK.reshape(-1)
+    if num_experts <= _BYTE:
+        expert_S = expert_S.to(torch.uint8)  # an eighth of the bits to sort by
     sorted_S, order_S = torch.sort(expert_S, stable=True)
     steps = torch.arange(order_S.numel(), dtype=torch.int32, device=order_S.device)
     place_S = torch.empty_like(steps)
@@ -65,12 +76,6 @@ def route(top_k_index_TK: Tensor, num_experts: int) -> Routing:
     token_S = (order_S // top_k_index_TK.shape[-1]).to(torch.int32)
     groups = group_rows(offsets, order_S.numel())
     return Routing(token_S, place_S.view(top_k_index_TK.shape), order_S, groups)
-
-
-def one_group(num_rows: int, device: torch.device) -> Groups:
-    """All rows are one expert's: a plain linear layer."""
-    offsets = torch.tensor([0, num_rows], dtype=torch.int32, device=device)
-    return group_rows(offsets, num_rows)
 
 
 def widened(projection: Projection, bs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -86,12 +91,9 @@ def widened(projection: Projection, bs: Sequence[Tensor], dtype: torch.dtype) ->
     for weight, shape in zip(projection.weights, shapes, strict=True):
         _fill(out[:, row : row + shape[1]], weight)
         row += shape[1]
-    if len(bs) > 1:
-        out[..., width:].zero_()
     row = 0
     for branch, b in enumerate(bs):
-        at = width + branch * rank
-        out[:, row : row + b.shape[-2], at : at + rank].copy_(b)
+        place_factor(b, out[:, row : row + b.shape[-2], width:], first_column=branch * rank)
         row += b.shape[-2]
     return out
 
@@ -137,21 +139,43 @@ class _LoraLinear(torch.autograd.Function):
         num_in, grad_TO = a.shape[1], grads[0].contiguous()
         groups = one_group(wide_TJ.shape[0], wide_TJ.device)
         grad_TJ = grouped_matmul(grad_TO, widened(projection, bs, wide_TJ.dtype), groups)
-        grad_a = outer(
-            grad_TJ[:, num_in:], wide_TJ[:, :num_in], scale=projection.scaling, drop=projection.drop
-        )
+        kept_TI = dropped(wide_TJ[:, :num_in], scale=projection.scaling, drop=projection.drop)
+        grad_a = _outer(grad_TJ[:, num_in:], kept_TI)
         grad_bs = _grads_of_b(grad_TO, wide_TJ[:, num_in:], bs)
-        grad_x = add_inner_grad(
-            grad_TJ, a[None], groups, scale=projection.scaling, drop=projection.drop
-        )
+        grad_x = _input_grad(projection, grad_TJ, a[None], groups)
         return grad_x, None, grad_a, *grad_bs
+
+
+def _input_grad(
+    projection: Projection,
+    grad_SJ: Tensor,
+    a: Tensor,
+    groups: Groups,
+    place_TK: Tensor | None = None,
+) -> Tensor:
+    """(T, I): what came through the weights plus what came through LoRA, rows added by token."""
+    num_in = a.shape[-1]
+    return combine(
+        grad_SJ[:, :num_in],
+        place_TK,
+        extra_SH=grouped_matmul(grad_SJ[:, num_in:], a.to(grad_SJ.dtype), groups),
+        scale=projection.scaling,
+        drop=projection.drop,
+    )
+
+
+def _outer(left_TM: Tensor, right_TN: Tensor) -> Tensor:
+    """(M, N): the sum over rows of left ⊗ right, summed and returned in fp32."""
+    if not left_TM.is_cuda:
+        return left_TM.float().T @ right_TN.float()
+    return torch.mm(left_TM.T, right_TN, out_dtype=torch.float32)
 
 
 def _grads_of_b(grad_TO: Tensor, inner_TGR: Tensor, bs: Sequence[Tensor]) -> list[Tensor]:
     grads, row, rank = [], 0, bs[0].shape[-1]
     for branch, b in enumerate(bs):
         inner_TR = inner_TGR[:, branch * rank : (branch + 1) * rank]
-        grads.append(outer(grad_TO[:, row : row + b.shape[0]], inner_TR))
+        grads.append(_outer(grad_TO[:, row : row + b.shape[0]], inner_TR))
         row += b.shape[0]
     return grads
 
@@ -222,14 +246,21 @@ class _Experts(torch.autograd.Function):
             gate_up_S2I = grouped_matmul(wide_SJ, weight_EOJ.transpose(-1, -2), routing.groups)
             inner_SGR = wide_SJ[:, hidden_TH.shape[1] :].contiguous()
             del wide_SJ
-        grad_SI, grad_down_A, grad_down_B = _down_backward(
+        grad_SJ, grad_down_A, grad_down_B = _down_backward(
             call, swiglu(gate_up_S2I, weight_S), grads[0], down_A, down_B
         )
-        grad_gate_up_S2I, grad_weight_S = swiglu_backward(gate_up_S2I, weight_S, grad_SI)
-        del gate_up_S2I, grad_SI
+        width, rank, offsets = gate_B.shape[1], gate_B.shape[2], routing.groups.offsets
+        grad_gate_up_S2I, grad_weight_S = swiglu_backward(
+            gate_up_S2I,
+            weight_S,
+            grad_SJ[:, :width],
+            extra_SI=grouped_matmul(grad_SJ[:, width:], down_A.to(grad_SJ.dtype), routing.groups),
+            scale=call.down.scaling,
+            drop=call.down.drop,
+        )
+        del gate_up_S2I, grad_SJ
         grad_SJ = grouped_matmul(grad_gate_up_S2I, weight_EOJ, routing.groups)
         del weight_EOJ
-        width, rank, offsets = gate_B.shape[1], gate_B.shape[2], routing.groups.offsets
         grad_gate_B = grouped_outer(grad_gate_up_S2I[:, :width], inner_SGR[:, :rank], offsets)
         grad_up_B = grouped_outer(grad_gate_up_S2I[:, width:], inner_SGR[:, rank:], offsets)
         projection, num_in = call.gate_up, hidden_TH.shape[1]
@@ -241,13 +272,10 @@ class _Experts(torch.autograd.Function):
             token_S=routing.token_S,
             drop=projection.drop,
         )
-        grad_SH = add_inner_grad(
-            grad_SJ, gate_up_A, routing.groups, scale=projection.scaling, drop=projection.drop
-        )
         grad_weight_TK = grad_weight_S[routing.place_TK].to(weight_TK.dtype)
         return (
             None,
-            combine(grad_SH, routing.place_TK),
+            _input_grad(projection, grad_SJ, gate_up_A, routing.groups, routing.place_TK),
             grad_weight_TK,
             grad_gate_up_A,
             grad_gate_B,
@@ -284,7 +312,7 @@ def _down_input(call: ExpertsCall, inner_SI: Tensor, down_A: Tensor) -> Tensor:
 def _down_backward(
     call: ExpertsCall, inner_SI: Tensor, grad_TH: Tensor, down_A: Tensor, down_B: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for the down projection's input (S, I), its A and its B."""
+    """Gradients for the down projection's input and inner columns (S, I + R), its A and its B."""
     groups, projection = call.routing.groups, call.down
     grad_SH = grad_TH.index_select(0, call.routing.token_S)
     width = inner_SI.shape[1]
@@ -299,10 +327,7 @@ def _down_backward(
         scale=projection.scaling,
         drop=projection.drop,
     )
-    grad_SI = add_inner_grad(
-        grad_SJ, down_A, groups, scale=projection.scaling, drop=projection.drop
-    )
-    return grad_SI, grad_A, grad_B
+    return grad_SJ, grad_A, grad_B
 
 
 def lora_experts(call: ExpertsCall, hidden_TH: Tensor, weight_TK: Tensor, factors: Any) -> Tensor:

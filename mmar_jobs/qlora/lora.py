@@ -23,7 +23,9 @@ from mmar_jobs.qlora.nf4 import Nf4Linear
 from mmar_jobs.qlora.recipes import LoraRecipe, Saved
 
 ATTENTION_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
-_SITES_PER_LAYER: Final = 8
+# What reads one input shares its mask. Experts take two: gate and up, then down.
+_SITES: Final = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "experts": 2}
+_SITES_PER_LAYER: Final = 4
 
 
 class LoraLinear(nn.Module):
@@ -139,8 +141,8 @@ def attach_lora(model: Thinker, recipe: LoraRecipe, *, seed: int) -> LoraModel:
     generator = torch.Generator().manual_seed(seed)
     for index, layer in enumerate(model.model.layers):
         sites = _attach_layer(layer, f"model.layers.{index}", holder)
-        for offset, (path, site) in enumerate(sites):
-            site.site = index * _SITES_PER_LAYER + offset
+        for path, site in sites:
+            site.site = index * _SITES_PER_LAYER + _SITES[path.rpartition(".")[2]]
             site.init_factors(generator)
             holder.sites[path] = site
     model.set_experts_implementation(BACKEND)

@@ -34,13 +34,13 @@ def build_optimizer(
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(trained, fused=True, **options)
     try:
-        from mmar_jobs.qlora.adamw8bit import SyncFreeAdamW8bit  # noqa: PLC0415 - takes seconds
+        from mmar_jobs.qlora.adamw8bit import FusedAdamW8bit  # noqa: PLC0415 - takes seconds
     except ImportError as error:
         raise SettingsError(
             "optimizer adamw8bit needs bitsandbytes, which is not installed: choose adamw"
         ) from error
     is_paged = _must_page(trained, memory_bytes)
-    return SyncFreeAdamW8bit(trained, is_paged=is_paged, **options)  # type: ignore[no-untyped-call]
+    return FusedAdamW8bit(trained, is_paged=is_paged, **options)  # type: ignore[no-untyped-call]
 
 
 def _must_page(factors: list[nn.Parameter], memory_bytes: int | None) -> bool:

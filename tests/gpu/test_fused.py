@@ -162,7 +162,7 @@ def models(quantization: str, dropout: float) -> tuple[Any, Any]:
     "saved", [Saved(), Saved(gate_up=True), Saved(gate_up=True, attention=True)]
 )
 def test_a_fused_model_has_the_references_loss_and_gradients(quantization, saved):
-    """A packed row of four examples with dropout: every factor's gradient, loss, token losses."""
+    """Every factor's gradient and every token's loss is as near to fp32 as unfused bf16's."""
     fused, plain = models(quantization, dropout=0.2)
     fused.keep([saved] * SHAPE.num_layers)
     rows, audio = draw_rows(
@@ -173,16 +173,22 @@ def test_a_fused_model_has_the_references_loss_and_gradients(quantization, saved
         [row.weight for row in rows], [row.num_labels for row in rows], "example"
     )
     found = []
-    for lora in (fused, plain):
+    for lora in (fused, fused, plain):
+        if found:  # the second time without fusing: the same bf16, by torch's own operations
+            for index, layer in enumerate(lora.layers_before):
+                lora.model.model.layers[index] = layer
         lora.dropout.active = True
+        for factor in lora.factors().values():
+            factor.grad = None
         loss, nll = row_loss(lora, rows, packed, audio=audio, coefficients=coefficients)[:2]
         loss.backward()
-        found.append((loss, nll))
-    assert error(found[0][0], found[1][0].detach()) < 2e-3
-    assert error(found[0][1], found[1][1].detach()) < BOUND
-    expected = plain.factors()
-    for name, factor in fused.factors().items():
-        assert error(factor.grad, expected[name].grad) < 3 * BOUND, name
+        grads = {name: factor.grad.clone().cpu() for name, factor in lora.factors().items()}
+        found.append((loss.detach().cpu(), nll.detach().cpu(), grads))
+    (loss, nll, grads), unfused, exact = found
+    assert error(loss, exact[0]) < 2e-3
+    assert error(nll, exact[1]) < 1.3 * error(unfused[1], exact[1])
+    for name, grad in grads.items():
+        assert error(grad, exact[2][name]) < 1.3 * error(unfused[2][name], exact[2][name]), name
 
 
 def test_route_is_stable_and_covers_every_row():

@@ -16,12 +16,22 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from mmar_jobs.qlora.dropout import NOTHING_DROPPED, Dropout  # noqa: E402
-from mmar_jobs.qlora.kernels import combine, cross_entropy, grouped, lora, nf4, norm, rope, swiglu  # noqa: E402, I001
+from mmar_jobs.qlora.kernels import (
+    adamw8bit,
+    combine,
+    cross_entropy,
+    grouped,
+    lora,
+    nf4,
+    norm,
+    rope,
+    swiglu,
+)  # noqa: E402, I001
 from mmar_jobs.qlora.nf4 import Nf4Weight  # noqa: E402
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPE = torch.float32
-TOLERANCE = {"rtol": 2e-3, "atol": 2e-3} if ON_GPU else {"rtol": 1e-4, "atol": 1e-4}
+TOLERANCE = {"rtol": 1e-2, "atol": 2e-2} if ON_GPU else {"rtol": 1e-4, "atol": 1e-4}
 FEW = settings(max_examples=12 if ON_GPU else 5, deadline=None)
 
 counts_of_experts = st.lists(st.integers(0, 200), min_size=1, max_size=5)
@@ -59,7 +69,7 @@ def test_grouped_matmul_is_each_rows_product_with_its_experts_matrix(counts, num
 @given(
     counts=counts_of_experts,
     left=st.integers(1, 100),
-    right=st.integers(1, 150),
+    right=st.integers(1, 75).map(lambda half: 2 * half),
     dropped=st.booleans(),
     gathered=st.booleans(),
 )
@@ -95,12 +105,12 @@ def test_grouped_outer_sums_over_an_experts_rows(counts, left, right, dropped, g
 @FEW
 @given(
     counts=counts_of_experts,
-    num_in=st.integers(1, 100),
+    num_in=st.integers(1, 50).map(lambda half: 2 * half),
     inner=st.sampled_from([4, 24, 64, 128]),
     dropped=st.booleans(),
 )
 def test_inner_columns_and_their_gradient(counts, num_in, inner, dropped):
-    """append_inner and add_inner_grad are what autograd makes of drop(x)·A^T."""
+    """append_inner, and combine's share of its gradient, are what autograd makes of drop(x)·A^T."""
     rows = sum(counts)
     dropout = Dropout(0.3, seed=num_in)
     dropout.active = dropped
@@ -118,8 +128,37 @@ def test_inner_columns_and_their_gradient(counts, num_in, inner, dropped):
     torch.testing.assert_close(actual, wide.detach(), **TOLERANCE)
     grad = normal(rows, num_in + inner, seed=2)
     wide.backward(grad)
-    folded = lora.add_inner_grad(grad.clone(), a, groups_of(counts), scale=0.5, drop=dropout.key(5))
+    folded = combine.combine(
+        grad[:, :num_in],
+        None,
+        extra_SH=grouped.triton_grouped_matmul(grad[:, num_in:], a, groups_of(counts)),
+        scale=0.5,
+        drop=dropout.key(5),
+    )
     torch.testing.assert_close(folded, routed.grad, **TOLERANCE)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_dropped_is_the_mask_of_the_key(rate):
+    """Scaled, rows of a wider matrix."""
+    dropout = Dropout(rate, seed=1)
+    dropout.active = True
+    x = normal(5, 90)[:, :70]
+    mask = dropout.mask(x.shape, 2, device=DEVICE)
+    expected = 0.5 * (x if mask is None else x.masked_fill(mask, 0))
+    torch.testing.assert_close(lora.dropped(x, scale=0.5, drop=dropout.key(2)), expected)
+
+
+def test_placed_factors_are_block_diagonal():
+    """Each branch's B in its own columns, zeros in the others', nothing to the left."""
+    gate, up = normal(2, 70, 24), normal(2, 50, 24, seed=1)
+    out = torch.full((2, 120, 64 + 48), 7.0, device=DEVICE)
+    lora.place_factor(gate, out[:, :70, 64:], first_column=0)
+    lora.place_factor(up, out[:, 70:, 64:], first_column=24)
+    expected = torch.full((2, 120, 64), 7.0, device=DEVICE)
+    blocks = torch.zeros(2, 120, 48, device=DEVICE)
+    blocks[:, :70, :24], blocks[:, 70:, 24:] = gate, up
+    assert torch.equal(torch.cat((expected, blocks), 2), out)
 
 
 def test_decoded_nf4_is_what_bitsandbytes_decodes():
@@ -132,17 +171,22 @@ def test_decoded_nf4_is_what_bitsandbytes_decodes():
 
 
 @FEW
-@given(rows=st.integers(1, 9), width=st.sampled_from([3, 64, 300]))
+@given(rows=st.integers(1, 9), width=st.sampled_from([4, 64, 300]))
 def test_swiglu_and_its_gradients(rows, width):
-    """Against autograd, with the gradient of the routing weight."""
+    """Against autograd, with dropout on LoRA's part and the gradient of the routing weight."""
     gate_up, weight = normal(rows, 2 * width).requires_grad_(), normal(rows).requires_grad_()
     gate, up = gate_up.chunk(2, 1)
     expected = torch.nn.functional.silu(gate) * up * weight[:, None]
     actual = swiglu.swiglu(gate_up.detach(), weight.detach())
     torch.testing.assert_close(actual, expected.detach(), **TOLERANCE)
-    grad = normal(rows, width + 5, seed=1)[:, :width]
-    expected.backward(grad)
-    grads = swiglu.swiglu_backward(gate_up.detach(), weight.detach(), grad)
+    grad, extra = normal(rows, width + 5, seed=1)[:, :width], normal(rows, width, seed=2)
+    dropout = Dropout(0.3, seed=rows)
+    dropout.active = True
+    mask = dropout.mask(extra.shape, 1, device=DEVICE)
+    expected.backward(grad + 0.5 * extra.masked_fill(mask, 0))
+    grads = swiglu.swiglu_backward(
+        gate_up.detach(), weight.detach(), grad, extra_SI=extra, scale=0.5, drop=dropout.key(1)
+    )
     for found, wanted in zip(grads, (gate_up.grad, weight.grad), strict=True):
         torch.testing.assert_close(found, wanted, **TOLERANCE)
 
@@ -213,6 +257,75 @@ def test_cross_entropy_and_its_gradient(classes):
     torch.testing.assert_close(grad, logits.grad, **TOLERANCE)
 
 
+@pytest.mark.parametrize("numel", [256, 4096, 5003])
+def test_8bit_adamw_is_bitsandbytes_arithmetic(numel):
+    """Three steps against plain torch: moments in fp32 between the codes, the nearest code found."""
+    from bitsandbytes.functional import create_dynamic_map
+
+    maps = [create_dynamic_map(signed=signed).to(DEVICE) for signed in (True, False)]
+    num_blocks = -(-numel // 256)
+    parameter = normal(numel)
+    expected = parameter.clone().double()
+    state = {
+        "state1": torch.full((numel,), 127, dtype=torch.uint8, device=DEVICE),
+        "state2": torch.zeros(numel, dtype=torch.uint8, device=DEVICE),
+        "absmax1": torch.zeros(num_blocks, device=DEVICE),
+        "absmax2": torch.zeros(num_blocks, device=DEVICE),
+        "qmap1": maps[0],
+        "qmap2": maps[1],
+    }
+    of_block = torch.arange(numel, device=DEVICE) // 256
+    for step in (1, 2, 3):
+        grad = normal(numel, seed=step) * torch.logspace(-6, 2, numel, device=DEVICE)
+        m, v = (
+            codes[state[f"state{n}"].long()] * state[f"absmax{n}"][of_block]
+            for n, codes in ((1, maps[0]), (2, maps[1]))
+        )
+        m, v = 0.9 * m + 0.1 * grad, 0.98 * v + 0.02 * grad * grad
+        c1, c2 = 1 - 0.9**step, (1 - 0.98**step) ** 0.5
+        expected += -0.01 * c2 / c1 * (m / (v.sqrt() + 1e-8 * c2)).double()
+        expected *= 1 - 0.01 * 0.1
+        adamw8bit.adamw8bit_(
+            parameter,
+            grad,
+            state,
+            step=step,
+            learning_rate=0.01,
+            betas=(0.9, 0.98),
+            eps=1e-8,
+            weight_decay=0.1,
+        )
+        for n, moment, codes in ((1, m, maps[0]), (2, v, maps[1])):
+            padded = torch.nn.functional.pad(moment.abs(), (0, num_blocks * 256 - numel))
+            scale = padded.view(num_blocks, 256).amax(1)
+            torch.testing.assert_close(state[f"absmax{n}"], scale, rtol=1e-5, atol=0)
+            distance = (codes[None, :] - (moment / scale[of_block])[:, None]).abs()
+            chosen = distance.gather(1, state[f"state{n}"].long()[:, None])[:, 0]
+            assert bool((chosen <= distance.amin(1) + 2e-6).all())
+    torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_no_key_drops_nothing():
     """The key of an inactive dropout leaves every input."""
     assert 0 == NOTHING_DROPPED.threshold
+
+
+@pytest.mark.skipif(not ON_GPU, reason="compares with bitsandbytes' CUDA kernel")
+def test_8bit_adamw_agrees_with_bitsandbytes_own_kernel():
+    """Five steps of both from one start: parameters within 8-bit noise, the same state layout."""
+    from bitsandbytes.optim import AdamW8bit
+
+    from mmar_jobs.qlora.adamw8bit import FusedAdamW8bit
+
+    ours, theirs = (torch.nn.Parameter(normal(64, 1024)) for _ in range(2))
+    before = ours.detach().clone()
+    options = {"lr": 1e-2, "betas": (0.9, 0.98), "weight_decay": 0.1}
+    pair = [FusedAdamW8bit([ours], **options), AdamW8bit([theirs], **options)]
+    for step in range(5):
+        grad = normal(64, 1024, seed=step + 2)
+        for factor, optimizer in zip((ours, theirs), pair, strict=True):
+            factor.grad = grad.clone()
+            optimizer.step()
+    moved = (theirs - before).detach().norm()
+    assert float((ours - theirs).detach().norm() / moved) < 1e-2
+    assert pair[0].state[ours].keys() == pair[1].state[theirs].keys()

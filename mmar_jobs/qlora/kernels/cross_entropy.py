@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _kernel(logits, target, coefficient, nll, num_classes, CLASSES: tl.constexpr):
+def _cross_entropy_kernel(logits, target, coefficient, nll, num_classes, CLASSES: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     start = logits + row * num_classes
     at = tl.arange(0, CLASSES)
@@ -39,7 +39,7 @@ def cross_entropy_(logits_CV: Tensor, target_C: Tensor, coefficient_C: Tensor) -
     """Each row's loss in nats, (C,) fp32; `logits_CV` becomes coefficient · d loss / d logits."""
     num_rows, num_classes = logits_CV.shape
     nll_C = torch.empty(num_rows, dtype=torch.float32, device=logits_CV.device)
-    _kernel[(num_rows,)](
+    _cross_entropy_kernel[(num_rows,)](
         logits_CV,
         target_C,
         coefficient_C,

@@ -13,12 +13,19 @@ KEYS: Final = ["key_low", "key_high", "threshold"]
 
 
 @triton.jit
-def kept(index, key_low, key_high, threshold):
-    """True where the element at a flat `index` is kept; `hashed` in qlora/dropout.py says how."""
-    word = (index >> 1).to(tl.uint32) * 0x9E3779B1 + key_low.to(tl.uint32)
+def kept(first_index, key_low, key_high, threshold, COLUMNS: tl.constexpr):
+    """(rows, COLUMNS) True where an input is kept; `hashed` in qlora/dropout.py says how.
+
+    `first_index` (rows, 1) is the flat index of each row's first column here, an even number: one
+    word decides two neighbours.
+    """
+    word = ((first_index >> 1) + tl.arange(0, COLUMNS // 2)[None, :]).to(tl.uint32)
+    word = word * 0x9E3779B1 + key_low.to(tl.uint32)
     word = (word ^ (word >> 16)) * 0x7FEB352D
     word = word ^ key_high.to(tl.uint32)
     word = (word ^ (word >> 15)) * 0x846CA68B
     word = word ^ (word >> 16)
-    draw = (word >> ((index & 1) * 16).to(tl.uint32)) & 0xFFFF
-    return (draw ^ 0x8000) >= threshold.to(tl.uint32)
+    limit = threshold.to(tl.uint32)
+    even = ((word & 0xFFFF) ^ 0x8000) >= limit
+    odd = ((word >> 16) ^ 0x8000) >= limit
+    return tl.interleave(even.to(tl.int8), odd.to(tl.int8)) != 0

@@ -7,7 +7,7 @@ where torch's loops over experts and waits for each.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import triton
@@ -91,25 +91,23 @@ def _matmul_kernel(
     if expert < 0:
         return
     row = tl.load(tile_row + tile) + tl.arange(0, ROWS)
-    end = tl.load(offsets + expert + 1)
-    inside = row < end
+    inside = row < tl.load(offsets + expert + 1)
     column = first_out + tl.arange(0, OUT)
     in_range = column < num_out
     row_64 = tl.where(inside, row, 0).to(tl.int64)
-    column_64 = tl.where(in_range, column, 0).to(tl.int64)
     at = tl.arange(0, IN)
     x_at = x + row_64[:, None] * x_stride + at[None, :]
     weight_at = weight + expert.to(tl.int64) * weight_stride_e
-    weight_at += column_64[None, :] * weight_stride_out + at[:, None] * weight_stride_in
+    weight_at += column[None, :] * weight_stride_out + at[:, None] * weight_stride_in
     total = tl.zeros((ROWS, OUT), tl.float32)
     for step in range(tl.cdiv(num_in, IN)):
         here = at < num_in - step * IN
         x_tile = tl.load(x_at, here[None, :], 0)
-        weight_tile = tl.load(weight_at, here[:, None], 0)
+        weight_tile = tl.load(weight_at, here[:, None] & in_range[None, :], 0)
         total = tl.dot(x_tile, weight_tile, total)
         x_at += IN
         weight_at += IN * weight_stride_in
-    out_at = out + row_64[:, None] * out_stride + column_64[None, :]
+    out_at = out + row_64[:, None] * out_stride + column[None, :]
     tl.store(out_at, total.to(out.dtype.element_ty), inside[:, None] & in_range[None, :])
 
 
@@ -118,7 +116,7 @@ def triton_grouped_matmul(x_SI: Tensor, weight_EIO: Tensor, groups: Groups) -> T
     num_rows, num_in = x_SI.shape
     num_out = weight_EIO.shape[-1]
     out_SO = x_SI.new_empty(num_rows, num_out)
-    tile_out, tile_in, warps, stages = _tile_of(x_SI.device)
+    tile_out, tile_in, warps, stages = _tile_of(x_SI.device, x_SI.dtype)
     _matmul_kernel[(groups.num_tiles * triton.cdiv(num_out, tile_out),)](
         x_SI,
         weight_EIO,
@@ -143,13 +141,13 @@ def triton_grouped_matmul(x_SI: Tensor, weight_EIO: Tensor, groups: Groups) -> T
 
 
 @cache
-def _tile_of(device: torch.device) -> tuple[int, int, int, int]:
-    """Out-features and in-features a tile, warps and pipeline stages."""
-    if device.type != "cuda":
-        return 64, 32, 4, 1
+def _tile_of(device: torch.device, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """Out-features and in-features a tile, warps and pipeline stages, as measured (ARCHITECTURE)."""
+    if device.type != "cuda" or dtype.itemsize > 2:
+        return 64, 32, 4, 2
     if torch.cuda.get_device_capability(device) >= (9, 0):
-        return 256, 64, 8, 3
-    return 128, 64, 8, 3
+        return 256, 32, 8, 4
+    return 128, 32, 8, 4
 
 
 @cache
@@ -202,8 +200,8 @@ def _outer_kernel(
         left_tile = tl.load(left_at, inside[:, None] & in_m[None, :], 0)
         right_tile = tl.load(right_at, inside[:, None] & in_n[None, :], 0)
         if DROP:
-            index = row[:, None] * num_right + n[None, :]
-            keep = kept(index, key_low, key_high, threshold)
+            first_index = row[:, None] * num_right + tl.program_id(2) * RIGHT
+            keep = kept(first_index, key_low, key_high, threshold, RIGHT)
             right_tile = tl.where(keep, right_tile, 0.0).to(right_tile.dtype)
         total = tl.dot(tl.trans(left_tile), right_tile, total)
     out_at = out + expert.to(tl.int64) * num_left * num_right + m[:, None] * num_right + n[None, :]
@@ -257,18 +255,7 @@ def grouped_outer(
     return out
 
 
-def outer(
-    left_SM: Tensor, right_SN: Tensor, *, scale: float = 1.0, drop: DropKey = NOTHING_DROPPED
-) -> Tensor:
-    """(M, N) fp32, `grouped_outer` of one expert.
-
-    Its rows are cut into chunks that are summed afterwards: one expert would fill 16 of 132
-    multiprocessors.
-    """
-    num_rows = left_SM.shape[0]
-    cuts = torch.arange(0, num_rows + _CHUNK, _CHUNK, dtype=torch.int32, device=left_SM.device)
-    offsets = cuts.clamp_(max=num_rows)
-    return grouped_outer(left_SM, right_SN, offsets, scale=scale, drop=drop).sum(0)
-
-
-_CHUNK = 512
+@lru_cache(maxsize=16)
+def one_group(num_rows: int, device: torch.device) -> Groups:
+    """All rows are one expert's: a plain linear layer. Kept, for the same reason."""
+    return group_rows(torch.tensor([0, num_rows], dtype=torch.int32, device=device), num_rows)

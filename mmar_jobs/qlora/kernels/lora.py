@@ -1,4 +1,4 @@
-"""The two thin products of LoRA: drop(x)·A^T before a linear layer, its gradient for x behind it.
+"""What makes a linear layer's product hold LoRA: drop(x)·A^T beside its input, B beside its weight.
 
 Not here: the wide product (grouped.py), gradients of the factors (grouped_outer there).
 """
@@ -10,6 +10,9 @@ from torch import Tensor
 from mmar_jobs.qlora.dropout import DropKey
 from mmar_jobs.qlora.kernels.dropout import KEYS, kept
 from mmar_jobs.qlora.kernels.grouped import ROWS, Groups
+
+_OUT = 64
+_COLUMNS = 1024
 
 
 @triton.jit(do_not_specialize=KEYS)
@@ -56,7 +59,7 @@ def _inner_kernel(
         if is_first:
             tl.store(out_row + at[None, :], x_tile, inside[:, None] & here[None, :])
         if DROP:
-            keep = kept(row[:, None] * num_in + at[None, :], key_low, key_high, threshold)
+            keep = kept(row[:, None] * num_in + first, key_low, key_high, threshold, IN)
             x_tile = tl.where(keep, x_tile, 0.0).to(x_tile.dtype)
         factor_tile = tl.load(factor_row + at[:, None], here[:, None] & in_range[None, :], 0)
         total = tl.dot(x_tile, factor_tile.to(x_tile.dtype), total)
@@ -110,81 +113,77 @@ def append_inner(
     return out
 
 
-@triton.jit(do_not_specialize=KEYS)
-def _add_grad_kernel(
-    grad,
-    factor,
-    offsets,
-    tile_expert,
-    tile_row,
-    num_in,
+@triton.jit
+def _factor_kernel(
+    b,
+    out,
+    num_out,
+    rank,
     num_inner,
-    grad_stride,
-    scale,
-    key_low,
-    key_high,
-    threshold,
-    DROP: tl.constexpr,
-    ROWS: tl.constexpr,
+    first_column,
+    out_stride_e,
+    out_stride_o,
+    OUT: tl.constexpr,
     INNER: tl.constexpr,
-    IN: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    expert = tl.load(tile_expert + tile)
-    if expert < 0:
-        return
-    row = tl.load(tile_row + tile) + tl.arange(0, ROWS)
-    inside = row < tl.load(offsets + expert + 1)
-    at = tl.program_id(1) * IN + tl.arange(0, IN)
-    here = at < num_in
-    grad_row = grad + tl.where(inside, row, 0).to(tl.int64)[:, None] * grad_stride
-    total = tl.zeros((ROWS, IN), tl.float32)
-    for first in range(0, num_inner, INNER):
-        inner = first + tl.arange(0, INNER)
-        in_range = inner < num_inner
-        inner_tile = tl.load(
-            grad_row + num_in + inner[None, :], inside[:, None] & in_range[None, :], 0
-        )
-        factor_at = factor + (expert.to(tl.int64) * num_inner + inner[:, None]) * num_in
-        factor_tile = tl.load(factor_at + at[None, :], in_range[:, None] & here[None, :], 0)
-        total = tl.dot(inner_tile, factor_tile.to(inner_tile.dtype), total)
-    total = total * scale
-    if DROP:
-        keep = kept(row[:, None] * num_in + at[None, :], key_low, key_high, threshold)
-        total = tl.where(keep, total, 0.0)
-    mask = inside[:, None] & here[None, :]
-    total += tl.load(grad_row + at[None, :], mask, 0).to(tl.float32)
-    tl.store(grad_row + at[None, :], total.to(grad.dtype.element_ty), mask)
+    expert = tl.program_id(0).to(tl.int64)
+    row = (tl.program_id(1) * OUT + tl.arange(0, OUT))[:, None]
+    column = tl.arange(0, INNER)[None, :]
+    own = (column >= first_column) & (column < first_column + rank)
+    source = b + expert * num_out * rank + row * rank + column - first_column
+    factor = tl.load(source, own & (row < num_out), 0)
+    target = out + expert * out_stride_e + row * out_stride_o + column
+    mask = (row < num_out) & (column < num_inner)
+    tl.store(target, factor.to(out.dtype.element_ty), mask)
 
 
-def add_inner_grad(
-    grad_SJ: Tensor, a: Tensor, groups: Groups, *, scale: float, drop: DropKey
-) -> Tensor:
-    """Fold the gradient of the inner columns into that of x, in place; returns a view (S, I).
-
-    `grad_SJ` is (S, I + G·R), the gradient of what `append_inner` made: its first I columns become
-    themselves plus scale · drop(inner · A).
-    """
-    num_inner, num_in = a.shape[1:]
-    tile_inner = max(16, min(64, triton.next_power_of_2(num_inner)))
-    _add_grad_kernel[(groups.num_tiles, triton.cdiv(num_in, 128))](
-        grad_SJ,
-        a,
-        groups.offsets,
-        groups.tile_expert,
-        groups.tile_row,
-        num_in,
+def place_factor(b: Tensor, out_EOJ: Tensor, *, first_column: int) -> None:
+    """Write B (E, O, R) into columns `first_column` and on of `out_EOJ`, and zero beside it."""
+    num_experts, num_out, num_inner = out_EOJ.shape
+    _factor_kernel[(num_experts, triton.cdiv(num_out, _OUT))](
+        b,
+        out_EOJ,
+        num_out,
+        b.shape[-1],
         num_inner,
-        grad_SJ.stride(0),
+        first_column,
+        out_EOJ.stride(0),
+        out_EOJ.stride(1),
+        OUT=_OUT,
+        INNER=triton.next_power_of_2(num_inner),
+        num_warps=4,
+    )
+
+
+@triton.jit(do_not_specialize=KEYS)
+def _drop_kernel(
+    x, out, width, x_stride, scale, key_low, key_high, threshold, COLUMNS: tl.constexpr
+):
+    row, first = tl.program_id(0), tl.program_id(1) * COLUMNS
+    at = first + tl.arange(0, COLUMNS)[None, :]
+    part = tl.load(x + row.to(tl.int64) * x_stride + at, at < width, 0).to(tl.float32) * scale
+    first_index = row * width + first + tl.zeros((1, 1), tl.int32)
+    part = tl.where(kept(first_index, key_low, key_high, threshold, COLUMNS), part, 0.0)
+    tl.store(out + row.to(tl.int64) * width + at, part.to(out.dtype.element_ty), at < width)
+
+
+def dropped(x_TI: Tensor, *, scale: float, drop: DropKey) -> Tensor:
+    """Scale · drop(x), (T, I); rows of x may lie apart."""
+    if drop.threshold == 0:
+        return x_TI * scale
+    num_rows, width = x_TI.shape
+    out_TI = x_TI.new_empty(num_rows, width)
+    block = min(_COLUMNS, triton.next_power_of_2(width))
+    _drop_kernel[(num_rows, triton.cdiv(width, block))](
+        x_TI,
+        out_TI,
+        width,
+        x_TI.stride(0),
         scale,
         drop.low,
         drop.high,
         drop.threshold,
-        DROP=drop.threshold > 0,
-        ROWS=ROWS,
-        INNER=tile_inner,
-        IN=128,
-        num_warps=8,
-        num_stages=2,
+        COLUMNS=block,
+        num_warps=4,
     )
-    return grad_SJ[:, :num_in]
+    return out_TI

@@ -62,6 +62,7 @@ def decode_nf4(weight: Nf4Weight, out_EOJ: Tensor) -> None:
         out_EOJ.stride(-2),
         BLOCKS=_BLOCKS,
         num_warps=4,
+        enable_fp_fusion=False,  # bitsandbytes rounds between the product and the sum
     )
 
 

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmar_jobs.qlora.dropout import DropKey
+from mmar_jobs.qlora.kernels.dropout import KEYS, kept
+
 _ROWS = 4
 
 
@@ -44,16 +47,22 @@ def swiglu(gate_up_S2I: Tensor, weight_S: Tensor) -> Tensor:
     return out_SI
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", *KEYS])
 def _backward_kernel(
     gate_up,
     weight,
     grad,
+    extra,
     grad_gate_up,
     grad_weight,
     num_rows,
     width,
     grad_stride,
+    extra_scale,
+    key_low,
+    key_high,
+    threshold,
+    DROP: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -67,7 +76,12 @@ def _backward_kernel(
         gate = tl.load(gate_up + source, mask, 0).to(tl.float32)
         up = tl.load(gate_up + source + width, mask, 0).to(tl.float32)
         grad_inner = tl.load(grad + row[:, None] * grad_stride + at[None, :], mask, 0)
-        grad_inner = grad_inner.to(tl.float32)
+        part = tl.load(extra + row[:, None] * width + at[None, :], mask, 0)
+        part = part.to(tl.float32) * extra_scale
+        if DROP:
+            first_index = (row[:, None] * width + first).to(tl.int32)
+            part = tl.where(kept(first_index, key_low, key_high, threshold, WIDTH), part, 0.0)
+        grad_inner = grad_inner.to(tl.float32) + part
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         dot += tl.sum(grad_inner * silu * up, 1)
@@ -80,9 +94,19 @@ def _backward_kernel(
 
 
 def swiglu_backward(
-    gate_up_S2I: Tensor, weight_S: Tensor, grad_SI: Tensor
+    gate_up_S2I: Tensor,
+    weight_S: Tensor,
+    grad_SI: Tensor,
+    *,
+    extra_SI: Tensor,
+    scale: float,
+    drop: DropKey,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for `swiglu`'s inputs: (S, 2I), and (S,) fp32. Rows of `grad_SI` may lie apart."""
+    """Gradients for `swiglu`'s inputs, (S, 2I) and (S,) fp32, from that of its output.
+
+    That one is grad + scale · drop(extra): what came through the weights, and through LoRA. Rows of
+    `grad_SI` may lie apart.
+    """
     num_rows, width = gate_up_S2I.shape[0], gate_up_S2I.shape[1] // 2
     grad_gate_up_S2I = torch.empty_like(gate_up_S2I)
     grad_weight_S = torch.empty_like(weight_S, dtype=torch.float32)
@@ -90,11 +114,17 @@ def swiglu_backward(
         gate_up_S2I,
         weight_S,
         grad_SI,
+        extra_SI,
         grad_gate_up_S2I,
         grad_weight_S,
         num_rows,
         width,
         grad_SI.stride(0),
+        scale,
+        drop.low,
+        drop.high,
+        drop.threshold,
+        DROP=drop.threshold > 0,
         ROWS=_ROWS,
         WIDTH=min(256, triton.next_power_of_2(width)),
         num_warps=4,
