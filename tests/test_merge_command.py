@@ -27,6 +27,7 @@ from mmar_jobs.qlora.lora import LoraModel
 from mmar_jobs.store import open_store
 from tests import merge_cases, qlora_cases
 from tests.store.conftest import BUCKET, ENVIRONMENT, moto_server
+from tests.test_imports import imported_by
 
 TOLERANCE = 1e-5
 IDS = torch.arange(3, 20)[None]
@@ -543,6 +544,21 @@ def test_places_that_cannot_be_an_output_are_refused(
     both = (base, adapter, tmp_path / "out", "--cache", tmp_path)
     assert "OUTPUT or --cache" in fails(ExitCode.SETTINGS, *both)
     assert "--threads" in fails(ExitCode.SETTINGS, base, adapter, tmp_path / "o", "--threads", 0)
+
+
+def test_a_merge_imports_no_more_than_it_computes_with() -> None:
+    """--help and wrong flags start without torch, merging without transformers and peft."""
+    assert not imported_by("mmar_jobs.qlora.merge_command") & {"torch", "transformers", "peft"}
+    assert not imported_by("mmar_jobs.qlora.merge_run") & {"transformers", "peft", "boto3"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_refused(
+    base: Path, adapter: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """Before any weight is read."""
+    line = fails(ExitCode.SETTINGS, base, adapter, tmp_path / "out", "--device", "cuda")
+    assert "finds no GPU" in line
 
 
 def test_an_empty_folder_may_be_the_output(base: Path, adapter: Path, tmp_path: Path) -> None:
