@@ -29,6 +29,7 @@ from mmar_jobs.datasets.build import (
     to_lines,
 )
 from mmar_jobs.datasets.guess import guess_all
+from mmar_jobs.datasets.mixing import check_ratios
 from mmar_jobs.errors import DataError, ExitCode, SettingsError
 from mmar_jobs.manifest import sha256
 from mmar_jobs.progress import Tracker, bars, no_bar
@@ -104,6 +105,7 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
         num_same = sum(source.kind == kind for source in sources)
         name = f"{kind}-{num_same + 1}" if num_same else kind
         sources.append(Source(name, kind, path, ratio))
+    check_ratios({source.name: source.ratio for source in sources})
     return sources
 
 

@@ -24,6 +24,13 @@ def apportion(weights: Mapping[str, Fraction], total: int) -> dict[str, int]:
     return counts
 
 
+def check_ratios(ratios: Mapping[str, Fraction | None]) -> None:
+    """Raise SettingsError where some sources have a ratio and others none."""
+    lacking = [name for name, ratio in ratios.items() if ratio is None]
+    if lacking and len(lacking) < len(ratios):
+        raise SettingsError(f"--source {lacking[0]} has no ratio, others have: give all or none")
+
+
 def mix(
     available: Mapping[str, int], ratios: Mapping[str, Fraction | None], total: int | None
 ) -> dict[str, int]:
@@ -31,10 +38,8 @@ def mix(
 
     Raises SettingsError where only some sources have a ratio or `total` is more than there is.
     """
+    check_ratios(ratios)
     given = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-    if given and len(given) < len(ratios):
-        lacking = next(name for name in ratios if name not in given)
-        raise SettingsError(f"--source {lacking} has no ratio, others have: give all or none")
     if not given:
         given = {name: Fraction(count) for name, count in available.items() if count}
         if not given:
