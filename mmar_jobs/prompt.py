@@ -59,7 +59,7 @@ SYSTEM_BY_VERSION: Final = MappingProxyType(
 )
 MAX_CHARACTERS: Final = 8_000
 # What a tokenizer would read as control tokens: such a text would end or fake a turn of the chat.
-_CONTROL: Final = re.compile(r"<\|\w+\|>|</?think>")
+CONTROL_TOKEN: Final = re.compile(r"<\|\w+\|>|</?think>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def system_text(version: str) -> str:
             f"prompt version {version!r} does not exist; choose one of {known}, or @FILE with a "
             "text of your own"
         )
-    control = _CONTROL.search(version)
+    control = CONTROL_TOKEN.search(version)
     if control:
         raise SettingsError(f"a prompt text may not hold {control[0]}: it would fake the chat")
     if len(version) > MAX_CHARACTERS:
