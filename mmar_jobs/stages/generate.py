@@ -11,13 +11,16 @@ from typing import Any, Final
 from mmar_jobs.artifact import Artifact, begin, require_artifact
 from mmar_jobs.audio import ClipReader
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.layout import TRAIN, candidates_key, muted_key, questions_key
+from mmar_jobs.datasets.guard import GUARD, guarded_digest
+from mmar_jobs.errors import GateError
+from mmar_jobs.layout import BENCHMARK, HELDOUT, TRAIN, candidates_key, muted_key, questions_key
 from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.questions import audio_root, read_split
 from mmar_jobs.recipes import SamplingRecipe, recipe
 from mmar_jobs.records import Candidate, Question
 from mmar_jobs.settings import GenerateCommand
+from mmar_jobs.split import find_shared
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import (
     OPENS_THINKING,
@@ -40,9 +43,7 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
     if parent.adapter is not None:
         check_base(parent.adapter, base_digest)
         check_prompt(parent.adapter, command.prompt.version)
-    asked = pick_questions(
-        read_split(questions, TRAIN), command.sampling, iteration=command.iteration
-    )
+    asked = pick_questions(_guarded(questions), command.sampling, iteration=command.iteration)
     made = _Maker(command, edges, questions, parent, base_digest)
     if command.filter.audio_dependence:
         asking = greedy(command.sampling, command.prompt.version, muted=True)
@@ -56,6 +57,31 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
         min_valid=command.filter.min_valid if command.sampling.adaptive else 1,
     )
     return made.make(candidates_key(command.run_id, command.iteration), asking, asked)
+
+
+def _guarded(questions: Artifact) -> list[Question]:
+    """The training questions, once more held against the benchmark.
+
+    What ingest recorded is not believed: ids, sources and files are compared again, and the digest
+    of what its guard listened to must be that of the rows that are here now. The sounds themselves
+    are not decoded again, for each clip is checked against its digest when it is read.
+    """
+    splits = {name: read_split(questions, name) for name in (TRAIN, HELDOUT, BENCHMARK)}
+    shared = find_shared([*splits[TRAIN], *splits[HELDOUT]], splits[BENCHMARK])
+    if shared:
+        key, why = next(iter(shared.items()))
+        raise GateError(
+            f"{len(shared)} questions of {questions.key} are contaminated by the benchmark: {key} "
+            f"{why}: ingest again under another --run-id"
+        )
+    learned = [*splits[TRAIN], *splits[HELDOUT]]
+    recorded = questions.manifest.metrics.get(GUARD, {})
+    if recorded.get("digest") != guarded_digest(learned, splits[BENCHMARK]):
+        raise GateError(
+            f"{questions.key} holds clips that no guard of this version has held against the "
+            "benchmark: ingest again under another --run-id"
+        )
+    return splits[TRAIN]
 
 
 class _Maker:

@@ -3,18 +3,20 @@
 Every later stage reads this artifact and nothing else, so what is checked here is checked once:
 rows parse, clips decode, training shares nothing with the benchmark, and no clip is on both sides
 of the held-out split. A bad training row is left out and counted; a bad benchmark row is an error,
-for a submission must answer them all. Not here: foreign row formats (datasets/), near-duplicate
-audio.
+for a submission must answer them all. Not here: foreign row formats (datasets/), clips that
+sound alike on both sides of its own split (`data build --groups`).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, begin
 from mmar_jobs.audio import SAMPLE_RATE_HZ, ClipReader, decode
+from mmar_jobs.datasets.fingerprint import VERSION, Print, fingerprint
+from mmar_jobs.datasets.guard import GUARD, find_hits, find_sounds, guarded_digest, is_printable
 from mmar_jobs.datasets.mmar import BadRow, parse_numbered
 from mmar_jobs.errors import DataError, GateError, SettingsError
 from mmar_jobs.layout import BENCHMARK, HELDOUT, REJECTS, TRAIN, questions_key, split_shard
@@ -45,6 +47,7 @@ class _Source:
     questions: list[Question] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     line_of: dict[str, int] = field(default_factory=dict)
+    prints: dict[str, Print] = field(default_factory=dict)
 
     def reject(self, line_number: int, question_id: str | None, reason: str) -> None:
         """Leave a row out."""
@@ -62,7 +65,7 @@ def run(command: IngestCommand, edges: Edges) -> Artifact:
             edges.store,
             questions_key(command.run_id),
             stage=STAGE,
-            recipe=recipe(("data", command.data)),
+            recipe=recipe(("data", command.data)) | {GUARD: VERSION},
             inputs={source.name: sha256(source.data) for source in sources},
         )
         if isinstance(draft, Artifact):
@@ -82,7 +85,10 @@ def run(command: IngestCommand, edges: Edges) -> Artifact:
         [*map(split_shard, splits), REJECTS],
         counts={f"num_{split}": len(rows) for split, rows in splits.items()}
         | {"num_rejects": len(rejects)},
-        metrics={"rejects": [reject.model_dump() for reject in rejects[:_NUM_LISTED]]},
+        metrics={
+            "rejects": [reject.model_dump() for reject in rejects[:_NUM_LISTED]],
+            GUARD: _guard_record(splits) | {"num_unprintable": _num_unprintable(sources)},
+        },
         placement={"audio_roots": _audio_roots(sources)},
         cost=cost,
     )
@@ -126,7 +132,7 @@ def _read(source: _Source, recipe: DataRecipe, edges: Edges, *, endpoint_url: st
 
     clips = ClipReader(source.audio_root, endpoint_url=endpoint_url)
 
-    def probe(question: Question) -> Question | str:
+    def probe(question: Question) -> tuple[Question, Print] | str:
         try:
             return _probed(question, clips, recipe.max_clip_s)
         except DataError as error:
@@ -139,7 +145,8 @@ def _read(source: _Source, recipe: DataRecipe, edges: Edges, *, endpoint_url: st
             if isinstance(result, str):
                 source.reject(source.line_of[row.id], row.id, result)
             else:
-                source.questions.append(result)
+                source.questions.append(result[0])
+                source.prints[result[0].audio_sha256] = result[1]
     _check_benchmark(source.rejects)
     if not source.questions:
         first = f"; the first: {source.rejects[0].reason}" if source.rejects else ""
@@ -156,12 +163,25 @@ def _problem(question: Question, source: str) -> str:
     return f"its text holds the control token {found.group()}: remove it" if found else ""
 
 
-def _probed(question: Question, clips: ClipReader, max_clip_s: float) -> Question:
+def _probed(question: Question, clips: ClipReader, max_clip_s: float) -> tuple[Question, Print]:
     data = clips.read_bytes(question)
     clip = decode(data, question.audio, max_s=max_clip_s)
-    return question.model_copy(
-        update={"audio_sha256": sha256(data), "audio_s": len(clip.waveform) / SAMPLE_RATE_HZ}
-    )
+    known = {"audio_sha256": sha256(data), "audio_s": len(clip.waveform) / SAMPLE_RATE_HZ}
+    return question.model_copy(update=known), fingerprint(clip.waveform)
+
+
+def _guard_record(splits: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+    """What generate computes again."""
+    learned = [*splits[TRAIN], *splits[HELDOUT]]
+    return {"version": VERSION, "digest": guarded_digest(learned, splits[BENCHMARK])}
+
+
+def _num_unprintable(sources: Sequence[_Source]) -> dict[str, int]:
+    """Clips of each source that only their id, source and bytes could betray."""
+    return {
+        source.name: sum(not is_printable(made) for made in source.prints.values())
+        for source in sources
+    }
 
 
 def _check_benchmark(found: Sequence[Reject]) -> None:
@@ -198,11 +218,11 @@ def _report(found: Sequence[Reject], edges: Edges, *, strict: bool) -> None:
 def _split(sources: dict[str, _Source], recipe: DataRecipe) -> dict[str, list[Question]]:
     """Guard the benchmark, then separate training from held-out questions by their sources."""
     benchmark = sources[BENCHMARK].questions
-    train = _guard(sources[TRAIN], benchmark, "the benchmark", recipe)
+    train = _guard(sources[TRAIN], sources[BENCHMARK], "the benchmark", recipe)
     if HELDOUT in sources:
-        heldout = _guard(sources[HELDOUT], benchmark, "the benchmark", recipe)
-        sources[TRAIN].questions = train
-        train = _guard(sources[TRAIN], heldout, "--heldout", recipe)
+        heldout = _guard(sources[HELDOUT], sources[BENCHMARK], "the benchmark", recipe)
+        sources[TRAIN].questions, sources[HELDOUT].questions = train, heldout
+        train = _guard(sources[TRAIN], sources[HELDOUT], "--heldout", recipe)
     else:
         train, heldout = split_by_source(train, fraction=recipe.heldout_fraction, seed=recipe.seed)
     for name, questions in ((TRAIN, train), (HELDOUT, heldout)):
@@ -213,11 +233,9 @@ def _split(sources: dict[str, _Source], recipe: DataRecipe) -> dict[str, list[Qu
     return {TRAIN: train, HELDOUT: heldout, BENCHMARK: benchmark}
 
 
-def _guard(
-    source: _Source, others: Sequence[Question], whose: str, recipe: DataRecipe
-) -> list[Question]:
+def _guard(source: _Source, others: _Source, whose: str, recipe: DataRecipe) -> list[Question]:
     """The questions of a source that share nothing with `others`; refuses or drops the rest."""
-    shared = find_shared(source.questions, others)
+    shared = _shared(source, others)
     if shared and recipe.contamination == "refuse":
         shown = "; ".join(f"{key} {why}" for key, why in list(shared.items())[:_NUM_SHOWN])
         raise GateError(
@@ -235,3 +253,16 @@ def _guard(
         for key, why in shared.items()
     ]
     return [question for question in source.questions if question.id not in shared]
+
+
+def _shared(source: _Source, others: _Source) -> dict[str, str]:
+    """Evidence by id; what only sounds like another's clip passes its other ties on as well."""
+    used = {question.audio_sha256 for question in source.questions}
+    sounds = find_sounds(
+        {digest: made for digest, made in source.prints.items() if digest in used}, others.prints
+    )
+    shared = find_shared(source.questions, others.questions)
+    heard = [q for q in source.questions if q.audio_sha256 in sounds and q.id not in shared]
+    for hit in find_hits(heard, others.questions, sounds):
+        shared.setdefault(hit.id, hit.evidence())
+    return shared | find_shared([q for q in source.questions if q.id not in shared], heard)
