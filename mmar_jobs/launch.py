@@ -28,7 +28,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     SIGTERM is passed on, and waited for as long as it takes. When one process ends in an error the
     others get 10 s. TryAgain when one was killed.
     """
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children: list[subprocess.Popen[bytes]] = []
     with _passed_on(children) as asked:
         try:
@@ -103,7 +103,8 @@ def _tell(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
             child.send_signal(number)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
