@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmar_jobs.base_model import model_digest
+from mmar_jobs.cli import run_command
 from mmar_jobs.qlora.export import export_adapter
 from mmar_jobs.qlora.lora import LoraModel
 from tests import qlora_cases
@@ -78,3 +79,8 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def merge(*arguments: object) -> int:
+    """Run the command in this process."""
+    return run_command("merge", [str(argument) for argument in arguments])
