@@ -1,15 +1,13 @@
 """Data sets in, questions out: read, choices drawn, mixed, clips gathered, split by sound.
 
-Not here: flags (build_command.py), the sources' formats, near-duplicate audio (fingerprint.py),
-whose groups come as a file. The same sources, settings and seed give the same bytes.
+Not here: flags (build_command.py), the sources' formats, which clips sound alike (sounds.py). The
+same sources, settings and seed give the same bytes.
 """
 
 import hashlib
-import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -17,13 +15,13 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from mmar_jobs.artifact import file_sha256
 from mmar_jobs.datasets.choices import Pool, most_each
 from mmar_jobs.datasets.clip_files import ClipFiles
 from mmar_jobs.datasets.countingqa import read_countingqa
 from mmar_jobs.datasets.drafts import Draft, LeftOut, Reader
 from mmar_jobs.datasets.mixing import choose, mix
 from mmar_jobs.datasets.musicbench import read_musicbench
+from mmar_jobs.datasets.sounds import Sounds
 from mmar_jobs.datasets.tables import read_tables
 from mmar_jobs.datasets.tacos import read_tacos
 from mmar_jobs.errors import DataError
@@ -63,6 +61,8 @@ class BuildRecipe:
     total: int | None = None
     heldout_share: float = 0.1
     keep_skewed: bool = False
+    max_clip_s: float = 30.0
+    ignore_copies: bool = False
 
 
 @dataclass
@@ -75,26 +75,61 @@ class Built:
     num_available: dict[str, int] = field(default_factory=dict)
 
 
-def make_questions(sources: Sequence[Source], recipe: BuildRecipe) -> Built:
-    """Read every source, draw choices and mix; raises DataError where a source has no rows."""
-    built = Built()
+def make_questions(sources: Sequence[Source], recipe: BuildRecipe, sounds: Sounds) -> Built:
+    """Read every source, draw choices, hear clips and mix.
+
+    Only clips of the mix are heard; where some cannot be used, the mix is made again without them,
+    so its ratios hold for what is written. Raises DataError where a source gives no question.
+    """
+    left_out: list[LeftOut] = []
+    by_source = _read_all(sources, recipe, left_out)
+    while True:
+        built = _mix(sources, by_source, recipe)
+        problems = sounds.problems(built.clips.values())
+        if not problems:
+            built.left_out = left_out
+            return built
+        for source in sources:
+            for question, clip in by_source[source.name]:
+                if clip in problems:
+                    reason = f"its clip cannot be used: {problems[clip]}"
+                    left_out.append(_left_out(source, question.id, reason))
+            kept = [made for made in by_source[source.name] if made[1] not in problems]
+            by_source[source.name] = kept
+            _require_any(source, kept, left_out)
+
+
+def _read_all(
+    sources: Sequence[Source], recipe: BuildRecipe, left_out: list[LeftOut]
+) -> dict[str, list[tuple[Question, Path]]]:
     by_source: dict[str, list[tuple[Question, Path]]] = {}
     seen: set[str] = set()
     for source in sources:
-        made: list[tuple[Question, Path]] = []
+        made = by_source.setdefault(source.name, [])
         for item in _questions(source, recipe):
             if isinstance(item, LeftOut):
-                built.left_out.append(item)
+                left_out.append(item)
             elif item[0].id in seen:
-                built.left_out.append(_left_out(source, item[0].id, "its id is already taken"))
+                left_out.append(_left_out(source, item[0].id, "its id is already taken"))
             else:
                 seen.add(item[0].id)
                 made.append(item)
-        if not made:
-            first = next((e.reason for e in built.left_out if e.source == source.name), "no rows")
-            raise DataError(f"source {source.name} at {source.path} gave no question ({first})")
-        by_source[source.name] = made
-    built.num_available = {name: len(made) for name, made in by_source.items()}
+        _require_any(source, made, left_out)
+    return by_source
+
+
+def _require_any(source: Source, made: Sequence[object], left_out: Sequence[LeftOut]) -> None:
+    if not made:
+        first = next((e.reason for e in left_out if e.source == source.name), "no rows")
+        raise DataError(f"source {source.name} at {source.path} gave no question ({first})")
+
+
+def _mix(
+    sources: Sequence[Source],
+    by_source: Mapping[str, Sequence[tuple[Question, Path]]],
+    recipe: BuildRecipe,
+) -> Built:
+    built = Built(num_available={name: len(made) for name, made in by_source.items()})
     ratios = {source.name: source.ratio for source in sources}
     for name, count in mix(built.num_available, ratios, recipe.total).items():
         chosen = choose([question.id for question, _ in by_source[name]], count, recipe.seed)
@@ -184,34 +219,15 @@ def _left_out(source: Source, row: str, reason: str) -> LeftOut:
     return LeftOut(source=source.name, row=row, reason=reason)
 
 
-def digest_clips(
-    clips: Iterable[Path], *, num_workers: int, advance: Callable[[int], None]
-) -> dict[Path, str]:
-    """SHA-256 of each file, read once."""
-    paths = sorted(set(clips))
-
-    def digest(path: Path) -> str:
-        value = file_sha256(path)
-        advance(1)
-        return value
-
-    with ThreadPoolExecutor(max_workers=num_workers) as pool:
-        return dict(zip(paths, pool.map(digest, paths), strict=True))
-
-
-def sound_keys(
-    built: Built, digests: Mapping[Path, str], groups: Mapping[str, str]
-) -> dict[str, list[str]]:
-    """Everything that ties each question to its sound, by id: file, source ids, group of copies.
-
-    `groups` maps a file's SHA-256, or its path as it was given, to a name.
-    """
+def sound_keys(built: Built, sounds: Sounds, *, with_copies: bool) -> dict[str, list[str]]:
+    """Everything that ties each question to its sound, by id: file, source ids, near-copies."""
+    copies = sounds.copies(list(built.clips.values())) if with_copies else {}
     keys: dict[str, list[str]] = {}
     for question in built.questions:
         clip = built.clips[question.id]
-        own = [f"audio:{digests[clip]}"]
+        own = [f"audio:{sounds.digest(clip)}"]
         own += [f"source:{source_id}" for source_id in question.source_ids]
-        own += [f"group:{groups[name]}" for name in (digests[clip], str(clip)) if name in groups]
+        own += [f"copy:{pair}" for pair in copies.get(clip, ())]
         keys[question.id] = own
     return keys
 
@@ -250,12 +266,3 @@ def _is_own(word: str) -> bool:
 def to_lines(records: Iterable[Question | LeftOut]) -> bytes:
     """JSON lines, the same bytes for the same records."""
     return "".join(f"{record.model_dump_json()}\n" for record in records).encode()
-
-
-def read_groups(path: Path) -> dict[str, str]:
-    """Groups of near-duplicate clips: JSON lines of {"clip": file or SHA-256, "group": name}."""
-    groups: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        groups[str(row["clip"])] = str(row["group"])
-    return groups

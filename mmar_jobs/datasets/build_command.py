@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -21,15 +22,14 @@ from mmar_jobs.datasets.build import (
     Built,
     Source,
     count_all,
-    digest_clips,
     make_questions,
-    read_groups,
     reasons,
     sound_keys,
     to_lines,
 )
 from mmar_jobs.datasets.guess import guess_all
 from mmar_jobs.datasets.mixing import check_ratios
+from mmar_jobs.datasets.sounds import Sounds
 from mmar_jobs.errors import DataError, ExitCode, SettingsError
 from mmar_jobs.manifest import sha256
 from mmar_jobs.progress import Tracker, bars, no_bar
@@ -57,14 +57,20 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         ("--total", int, None, "questions in all (default: as many as the ratios allow)"),
         ("--heldout-share", float, 0.1, "share of held-out questions (default: %(default)s)"),
         ("--num-choices", int, 4, "choices where they are drawn (default: %(default)s)"),
-        ("--groups", Path, None, "JSONL of near-duplicate clips: clip, group (default: none)"),
-        ("--workers", int, 4, "clips read at once (default: %(default)s)"),
+        ("--max-clip-s", float, 30.0, "longest clip used, s (default: %(default)s)"),
+        ("--jobs", int, 4, "processes that decode clips (default: %(default)s)"),
+        ("--cache", Path, None, "file that keeps what was heard for later (default: none)"),
     ):
         parser.add_argument(flag, type=kind, default=default, help=text)
     parser.add_argument(
         "--keep-skewed",
         action="store_true",
         help="keep answers so frequent that text alone gives them away (default: leave out)",
+    )
+    parser.add_argument(
+        "--ignore-copies",
+        action="store_true",
+        help="let near-copies of a clip be on both sides of the split (default: keep together)",
     )
 
 
@@ -74,16 +80,13 @@ def build(chosen: argparse.Namespace) -> int:
     recipe = _recipe(chosen)
     if chosen.output.exists() and (not chosen.output.is_dir() or any(chosen.output.iterdir())):
         raise SettingsError(f"{chosen.output} is already there: delete it or choose another folder")
-    groups = _groups(chosen.groups)
     console = Console(stderr=True)
     track = bars(console) if console.is_terminal else no_bar
-    built = make_questions(sources, recipe)
-    with track("reading clips", len(set(built.clips.values()))) as advance:
-        digests = digest_clips(built.clips.values(), num_workers=chosen.workers, advance=advance)
-    splits = _split(built, sound_keys(built, digests, groups), recipe)
-    manifest = _manifest(sources, recipe, built, splits) | {
-        "groups": sha256(chosen.groups.read_bytes()) if chosen.groups else None
-    }
+    sounds = Sounds(track, chosen.jobs, recipe.max_clip_s, chosen.cache)
+    built = make_questions(sources, recipe, sounds)
+    keys = sound_keys(built, sounds, with_copies=not recipe.ignore_copies)
+    splits = _split(built, keys, recipe)
+    manifest = _manifest(sources, recipe, built, splits)
     with explained("write", str(chosen.output)):
         _write(chosen.output, built, splits, manifest, track=track)
     _say(chosen.output, manifest)
@@ -128,26 +131,19 @@ def _recipe(chosen: argparse.Namespace) -> BuildRecipe:
         raise SettingsError(f"--num-choices must be from {MIN_CHOICES} to {MAX_CHOICES}")
     if not 0 <= chosen.heldout_share < 1:
         raise SettingsError("--heldout-share must be at least 0 and below 1")
-    if chosen.workers < 1 or (chosen.total is not None and chosen.total < 1):
-        raise SettingsError("--workers and --total must be at least 1")
+    if chosen.jobs < 1 or (chosen.total is not None and chosen.total < 1):
+        raise SettingsError("--jobs and --total must be at least 1")
+    if not chosen.max_clip_s > 0:
+        raise SettingsError("--max-clip-s must be positive")
     return BuildRecipe(
         seed=chosen.seed,
         num_choices=chosen.num_choices,
         total=chosen.total,
         heldout_share=chosen.heldout_share,
         keep_skewed=chosen.keep_skewed,
+        max_clip_s=chosen.max_clip_s,
+        ignore_copies=chosen.ignore_copies,
     )
-
-
-def _groups(path: Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        return read_groups(path)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError):
-        raise SettingsError(
-            f"--groups {path}: needs JSON lines with clip (file or SHA-256) and group"
-        ) from None
 
 
 def _split(
@@ -181,11 +177,7 @@ def _manifest(
     for question in everything:
         by_category.setdefault(f"{question.dataset}: {question.category}", []).append(question)
     return {
-        "seed": recipe.seed,
-        "num_choices": recipe.num_choices,
-        "total": recipe.total,
-        "heldout_share": recipe.heldout_share,
-        "keep_skewed": recipe.keep_skewed,
+        "recipe": asdict(recipe),
         "sources": [
             {
                 "name": source.name,

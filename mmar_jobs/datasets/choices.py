@@ -11,7 +11,7 @@ form. Where one answer makes up more than 1/k of a pool nothing can hide it; gue
 
 import random
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Final
 
 from mmar_jobs.datasets.drafts import Draft, Rule
@@ -45,6 +45,7 @@ class Pool:
         self.num_choices = min(num_choices, len(self._keys))
         self._tails_of: dict[str, _Tails] = {}
         self._weights = fit_weights([counts[key] for key in self._keys], self.num_choices)
+        self._sums = list(accumulate(self._weights))
 
     def draw(self, answer: str, dice: random.Random) -> tuple[str, ...]:
         """The answer and its wrong choices, shuffled; empty where the pool has no wrong choice."""
@@ -65,7 +66,7 @@ class Pool:
             if len(self._keys) <= _MOST_FITTED:
                 drawn = self._draw_exactly(own, dice)
             else:
-                drawn = dice.choices(self._keys, weights=self._weights, k=num_wrong)
+                drawn = dice.choices(self._keys, cum_weights=self._sums, k=num_wrong)
             if len({own, *drawn}) == self.num_choices and self._is_fair([own, *drawn]):
                 return drawn
         return self._draw_in_turn(own, dice)

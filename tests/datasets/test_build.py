@@ -39,8 +39,8 @@ def write_clip(path: Path, seed: int) -> Path:
 
 
 def build(output: Path, *arguments: str) -> int:
-    """Run the command."""
-    return run_command("data", ["build", str(output), *arguments])
+    """Run the command, in this process unless --jobs says otherwise."""
+    return run_command("data", ["build", str(output), "--jobs", "1", *arguments])
 
 
 def read_split(output: Path, name: str = "train") -> list[Question]:
@@ -118,6 +118,17 @@ def write_tacos(folder: Path, num_recordings: int) -> Path:
     return folder
 
 
+def table(folder: Path, rows: Iterable[dict[str, object]]) -> str:
+    """A table source with a clip `a.wav`."""
+    write_clip(folder / "a.wav", 1)
+    path = folder / "questions.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return f"table={folder}"
+
+
+GOOD: dict[str, object] = {"audio": "a.wav", "text": "?", "choices": ["x", "y"], "answer": "x"}
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One folder of each data set; read only."""
@@ -167,8 +178,8 @@ def test_ingest_takes_what_build_wrote(
 
 
 def test_the_same_seed_gives_the_same_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Every file, whatever the number of workers; another seed gives others."""
-    for name, flags in (("a", ()), ("b", ("--workers", "1")), ("c", ("--seed", "1"))):
+    """Every file, whatever the number of processes; another seed gives others."""
+    for name, flags in (("a", ()), ("b", ("--jobs", "2")), ("c", ("--seed", "1"))):
         assert 0 == build(tmp_path / name, *sources(folders), *flags)
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
     assert all_bytes(tmp_path / "a")["train.jsonl"] != all_bytes(tmp_path / "c")["train.jsonl"]
@@ -198,22 +209,62 @@ def test_no_sound_is_in_both_splits(folders: dict[str, Path], tmp_path: Path) ->
 
 
 def test_copies_under_other_names_are_one_sound(tmp_path: Path) -> None:
-    """The same bytes twice, and near-duplicates that a file of groups names."""
+    """The same bytes twice are together, whatever their names."""
     rows = []
     for i in range(40):
         write_clip(tmp_path / "s" / f"{i}.wav", i // 2)
         rows.append({"id": f"{i}", "audio": f"{i}.wav", "text": "?"} | {"answer": f"w{i % 5}"})
     (tmp_path / "s/questions.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
-    groups = tmp_path / "groups.jsonl"
-    clips = [{"clip": str(tmp_path / "s" / f"{i}.wav"), "group": f"g{i // 4}"} for i in range(40)]
-    groups.write_text("".join(f"{json.dumps(row)}\n" for row in clips))
     flags = ("--source", f"table={tmp_path / 's'}", "--heldout-share", "0.4")
-    assert 0 == build(tmp_path / "plain", *flags)
-    assert_apart(tmp_path / "plain")
-    assert 0 == build(tmp_path / "grouped", *flags, "--groups", str(groups))
-    found = [{int(q.id) // 4 for q in side} for side in sides(tmp_path / "grouped")]
+    assert 0 == build(tmp_path / "o", *flags)
+    assert_apart(tmp_path / "o")
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+def test_near_copies_are_one_sound(tmp_path: Path) -> None:
+    """A sentence, and the same re-encoded to mp3 at 32 kbit/s and cut: never on two sides."""
+    folder, rows = tmp_path / "s", []
+    folder.mkdir()
+    for i in range(8):
+        words = " ".join(WORDS[(i * 3 + j * j) % 10] for j in range(9))
+        subprocess.run(["espeak-ng", "-w", str(folder / f"{i}-a.wav"), words], check=True)
+        cut = ["-ss", "0.3", "-ar", "44100", "-b:a", "32k", str(folder / f"{i}-b.mp3")]
+        source = str(folder / f"{i}-a.wav")
+        subprocess.run(["ffmpeg", "-v", "error", "-i", source, *cut], check=True)
+        rows += [GOOD | {"id": name, "audio": name} for name in (f"{i}-a.wav", f"{i}-b.mp3")]
+    table(folder, rows)
+    flags = ("--source", f"table={folder}", "--heldout-share", "0.5")
+    assert 0 == build(tmp_path / "o", *flags)
+    found = [{q.id[0] for q in side} for side in sides(tmp_path / "o")]
     assert set() == found[0] & found[1]
-    assert 10 == len(found[0] | found[1])
+    assert [4, 4] == [len(side) for side in found]
+    assert 0 == build(tmp_path / "p", *flags, "--ignore-copies", "--seed", "3")
+    found = [{q.id[0] for q in side} for side in sides(tmp_path / "p")]
+    assert found[0] & found[1]
+
+
+def test_clips_that_cannot_be_used_do_not_spoil_the_mix(tmp_path: Path) -> None:
+    """Broken and long clips are listed, and the ratio holds for what is left."""
+    for name, num_good in (("a", 30), ("b", 10)):
+        rows = []
+        for i in range(num_good + 3):
+            clip = write_clip(tmp_path / name / f"{i}.wav", i + 100 * num_good)
+            rows.append(GOOD | {"id": f"{name}{i}", "audio": clip.name})
+        table(tmp_path / name, rows)
+        (tmp_path / name / "0.wav").write_bytes(b"no sound")
+        (tmp_path / name / "1.wav").write_bytes(b"")
+        with wave.open(os.fspath(tmp_path / name / "2.wav"), "wb") as file:
+            file.setparams((1, 2, 16_000, 0, "NONE", ""))
+            file.writeframes(bytes(2 * 16_000 * 4))
+    flags = ["--source", f"table={tmp_path / 'a'}:2", "--source", f"table={tmp_path / 'b'}:1"]
+    assert 0 == build(tmp_path / "o", *flags, "--max-clip-s", "3", "--heldout-share", "0.2")
+    found = Counter(q.id[0] for side in sides(tmp_path / "o") for q in side)
+    assert {"a": 21, "b": 10} == dict(found)  # 2 : 1 of 31, rounded
+    entries = {entry["row"]: entry["reason"] for entry in left_out(tmp_path / "o")}
+    assert {"b0", "b1", "b2"} <= set(entries) <= {f"{n}{i}" for n in "ab" for i in range(3)}
+    assert "cannot be decoded" in entries["b0"]
+    assert "more than the limit of 3 s" in entries["b2"]
+    assert not any(str(tmp_path)[1:] in reason for reason in entries.values())
 
 
 @settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow])
@@ -342,17 +393,6 @@ def test_spoken_clips_become_counting_questions(tmp_path: Path, world: TinyWorld
     assert 0 == run_command("ingest", arguments)
 
 
-def table(folder: Path, rows: Iterable[dict[str, object]]) -> str:
-    """A table source with a clip `a.wav`."""
-    write_clip(folder / "a.wav", 1)
-    path = folder / "questions.jsonl"
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return f"table={folder}"
-
-
-GOOD: dict[str, object] = {"audio": "a.wav", "text": "?", "choices": ["x", "y"], "answer": "x"}
-
-
 def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     """Missing clips, taken ids, bad choices: each with its row and reason."""
     rows = [
@@ -413,9 +453,9 @@ def test_the_manifest_says_where_data_come_from(folders: dict[str, Path], tmp_pa
         (2, ("--source", "table=SOURCE", "--heldout-share", "1"), "below 1"),
         (2, ("--source", "table=SOURCE", "--heldout-share", "nan"), "below 1"),
         (2, ("--source", "table=SOURCE", "--num-choices", "1"), "from 2 to 26"),
-        (2, ("--source", "table=SOURCE", "--workers", "0"), "at least 1"),
+        (2, ("--source", "table=SOURCE", "--jobs", "0"), "at least 1"),
+        (2, ("--source", "table=SOURCE", "--max-clip-s", "nan"), "must be positive"),
         (2, ("--source", "table=SOURCE", "--total", "99"), "lower --total"),
-        (2, ("--source", "table=SOURCE", "--groups", "missing"), "needs JSON lines"),
         (2, ("--source", "table=SOURCE:1", "--source", "table=SOURCE"), "give all or none"),
         (3, ("--source", "table=SOURCE"), "split is empty"),
         (3, ("--source", "countingqa=SOURCE"), "has no CountingQA"),
@@ -434,7 +474,7 @@ def test_wrong_settings_and_data_are_one_line(
     monkeypatch.chdir(tmp_path)
     table(tmp_path / "SOURCE", [GOOD | {"id": "1"}])
     table(tmp_path / "EMPTY", [])
-    assert says in fails(ExitCode(code), "data", "build", "out", *arguments)
+    assert says in fails(ExitCode(code), "data", "build", "out", "--jobs", "1", *arguments)
     assert {"SOURCE", "EMPTY"} == {path.name for path in tmp_path.iterdir()}
 
 
