@@ -25,6 +25,7 @@ MIN_CLIP_S: Final = 0.1
 # Encoders fill their last block: a clip cut at 30 s decodes to up to a few tenths more.
 PADDING_S: Final = 0.5
 
+_UNKNOWN_FRAMES: Final = 1 << 62  # what libsndfile says of a FLAC that was streamed
 _MEL_FRAMES_PER_CHUNK: Final = 100
 _TOKENS_PER_CHUNK: Final = 13
 
@@ -91,6 +92,8 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             num_frames, rate_hz, channels = file.frames, file.samplerate, file.channels
+            if num_frames >= _UNKNOWN_FRAMES:
+                raise DataError(f"audio file {name} does not state its length: encode it again")
             check_length(num_frames / rate_hz, max_s, name)
             frames = file.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:

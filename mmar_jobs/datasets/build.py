@@ -26,6 +26,7 @@ from mmar_jobs.datasets.tables import read_tables
 from mmar_jobs.datasets.tacos import read_tacos
 from mmar_jobs.errors import DataError
 from mmar_jobs.records import Question, canonical
+from mmar_jobs.store.uri import relative_key
 
 READERS: Final[Mapping[str, Reader]] = {
     "countingqa": read_countingqa,
@@ -195,7 +196,7 @@ def _question(
     try:
         return Question(
             id=draft.id,
-            audio=f"audio/{source.name}/{clip.relative_to(source.folder).as_posix()}",
+            audio=relative_key(f"audio/{source.name}/{clip.relative_to(source.folder).as_posix()}"),
             text=draft.text,
             choices=choices,
             answer=draft.answer,
@@ -206,6 +207,8 @@ def _question(
             language=draft.language,
             source_ids=draft.source_ids,
         )
+    except DataError as error:
+        return str(error)
     except ValidationError as error:
         return str(error.errors()[0].get("ctx", {}).get("error") or error.errors()[0]["msg"])
 

@@ -8,6 +8,7 @@ as its index, and an earlier attempt that cut at 0 paired every caption with ano
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -108,10 +109,16 @@ class _Quiet:
 
 
 def fetch_sound(
-    url: str, folder: Path, *, cookies: Path | None = None, max_bytes: int | None = None
+    url: str,
+    folder: Path,
+    *,
+    cookies: Path | None = None,
+    max_bytes: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Download the best sound of one video below `folder` and return its file.
 
+    `check` is called as data arrive, and may raise to stop.
     Raises NotHad with yt-dlp's reason: private, removed, not in this country, no sound, …
     """
     yt_dlp: Any = import_module("yt_dlp")  # heavy, untyped, and of the extra `data`
@@ -126,6 +133,7 @@ def fetch_sound(
         "logger": _Quiet(),
         "cachedir": False,
         "fixup": "never",
+        "progress_hooks": [lambda _: check()],
         "socket_timeout": 30,
         "retries": 3,
         "match_filter": yt_dlp.utils.match_filter_func("!is_live"),

@@ -9,6 +9,7 @@ them where a redirect leads elsewhere.
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,9 +100,9 @@ def download_all(
     """
 
     def fetch(file: Wanted) -> Fetched | Missing:
-        return download(file, folder, client, patience=patience, advance=advance)
+        return download(file, folder, client, patience=patience, advance=stoppable(advance, stop))
 
-    with _client() as client, interruptible_pool(num_workers) as pool:
+    with _client() as client, interruptible_pool(num_workers) as (pool, stop):
         results = list(pool.map(fetch, wanted))
     fetched = [result for result in results if isinstance(result, Fetched)]
     return fetched, [result for result in results if isinstance(result, Missing)]
@@ -112,13 +113,33 @@ def _client() -> httpx.Client:
     return httpx.Client(timeout=timeout, follow_redirects=True, max_redirects=10)
 
 
+class Stopped(Exception):
+    """A thread ends early, for the program was interrupted; what it has on disk stays."""
+
+
+def stoppable(advance: Advance, stop: threading.Event) -> Advance:
+    """An `advance` that raises Stopped once `stop` is set."""
+
+    def checked(num_done: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        advance(num_done)
+
+    return checked
+
+
 @contextmanager
-def interruptible_pool(num_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads of which those not yet begun are dropped when the block is left by an exception."""
+def interruptible_pool(num_workers: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """Threads, and an event that tells them to stop when the block is left by an exception.
+
+    Without it Ctrl-C would wait for the end of every download under way.
+    """
+    stop = threading.Event()
     pool = ThreadPoolExecutor(max_workers=num_workers)
     try:
-        yield pool
+        yield pool, stop
     except BaseException:
+        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()
@@ -152,7 +173,15 @@ def download(
                     reason=str(failure),
                     is_transient=failure.retry_after_s is not None,
                 )
-            time.sleep(min(_LONGEST_WAIT_S, max(wait_s, failure.retry_after_s or 0.0)))
+            _wait(min(_LONGEST_WAIT_S, max(wait_s, failure.retry_after_s or 0.0)), advance)
+
+
+def _wait(wait_s: float, advance: Advance) -> None:
+    """Wait in short naps, so that an interruption is noticed."""
+    until_s = time.monotonic() + wait_s
+    while (left_s := until_s - time.monotonic()) > 0:
+        advance(0)
+        time.sleep(min(0.2, left_s))
 
 
 class _Target:

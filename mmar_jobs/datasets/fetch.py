@@ -5,10 +5,12 @@ where, with which digest; `missing.jsonl` says what is not, and why. A folder is
 revision that it was begun with: a resumed fetch never mixes two.
 """
 
+import fcntl
 import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -119,6 +121,21 @@ def fetch_audio(
         "files": [file.model_dump() for file in fetched],
     }
     return _finish(folder, value, fetched, [*bad, *missing])
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder; raises TryAgain where another fetch is under way in it.
+
+    The kernel lets go of the lock however this process ends.
+    """
+    (folder / STATE).mkdir(parents=True, exist_ok=True)
+    with (folder / STATE / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TryAgain(f"another fetch is under way in {folder}: wait for its end") from None
+        yield
 
 
 def _finish(
@@ -257,7 +274,7 @@ def _lift(folder: Path, top_folder: str) -> None:
 def _unmatched(
     listing: Listing, dataset: Dataset, unpacked: Mapping[str, Any]
 ) -> Iterator[Missing]:
-    if unpacked or not dataset.archives:
+    if unpacked or any(pattern not in listing.unmatched for pattern in dataset.archives):
         return
     yield Missing(
         what=" or ".join(dataset.archives),

@@ -3,8 +3,9 @@
 Not here: one video and one cut (clips.py), the folder's manifest (fetch.py).
 """
 
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,10 +20,11 @@ from mmar_jobs.datasets.clips import (
     require_ffmpeg,
     require_yt_dlp,
 )
-from mmar_jobs.datasets.download import Fetched, Missing, bare_url, interruptible_pool
+from mmar_jobs.datasets.download import Fetched, Missing, bare_url, interruptible_pool, stoppable
 from mmar_jobs.progress import Advance
 
 AUDIO: Final = "audio"
+_SCRATCH: Final = ".video-"
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,17 @@ def fetch_clips(
     require_yt_dlp()
     (folder / AUDIO).mkdir(parents=True, exist_ok=True)
 
+    for stale in folder.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(stale)
+
     def fetch(url: str) -> list[Fetched | Missing]:
-        results = _fetch_video(url, by_video[url], folder, job)
+        checked = stoppable(advance, stop)
+        results = _fetch_video(url, by_video[url], folder, job, lambda: checked(0))
         advance(len(results))
         return results
 
     by_video = _by_video(clips)
-    with interruptible_pool(job.num_workers) as pool:
+    with interruptible_pool(job.num_workers) as (pool, stop):
         results = [result for found in pool.map(fetch, by_video) for result in found]
     fetched = [result for result in results if isinstance(result, Fetched)]
     return fetched, [result for result in results if isinstance(result, Missing)]
@@ -66,16 +72,20 @@ def _by_video(clips: Sequence[Clip]) -> Mapping[str, list[Clip]]:
 
 
 def _fetch_video(
-    url: str, clips: Sequence[Clip], folder: Path, job: ClipJob
+    url: str, clips: Sequence[Clip], folder: Path, job: ClipJob, check: Callable[[], None]
 ) -> list[Fetched | Missing]:
     targets = {clip: folder / AUDIO / f"{clip.name}.{job.form.format}" for clip in clips}
     left = [clip for clip, target in targets.items() if not target.is_file()]
     failures: dict[Clip, NotHad] = {}
     if left:
-        with tempfile.TemporaryDirectory(prefix=".video-", dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch:
             try:
                 source = fetch_sound(
-                    url, Path(scratch), cookies=job.cookies, max_bytes=job.max_video_bytes
+                    url,
+                    Path(scratch),
+                    cookies=job.cookies,
+                    max_bytes=job.max_video_bytes,
+                    check=check,
                 )
             except NotHad as error:
                 failures = dict.fromkeys(left, error)

@@ -16,7 +16,7 @@ from mmar_jobs.datasets.catalogue import CATALOGUE
 from mmar_jobs.datasets.clip_list import parse_clips
 from mmar_jobs.datasets.clips import ClipForm
 from mmar_jobs.datasets.download import Missing, Patience
-from mmar_jobs.datasets.fetch import MISSING, FetchJob, Outcome, fetch_audio, fetch_dataset
+from mmar_jobs.datasets.fetch import MISSING, FetchJob, Outcome, alone, fetch_audio, fetch_dataset
 from mmar_jobs.datasets.fetch_clips import ClipJob
 from mmar_jobs.datasets.rows import read_rows
 from mmar_jobs.errors import DataError, ExitCode, SettingsError, TryAgain
@@ -86,7 +86,8 @@ def fetch(chosen: argparse.Namespace) -> int:
     _check(chosen)
     with explained("write", str(chosen.folder)):
         chosen.folder.mkdir(parents=True, exist_ok=True)
-    outcome = _fetch_audio(chosen) if chosen.name == _AUDIO else _fetch_dataset(chosen)
+    with alone(chosen.folder):
+        outcome = _fetch_audio(chosen) if chosen.name == _AUDIO else _fetch_dataset(chosen)
     size_mib = outcome.size_bytes / (1 << 20)
     sys.stdout.write(f"{chosen.folder}: {outcome.num_files} files, {size_mib:.1f} MiB\n")
     missing = outcome.missing

@@ -6,11 +6,14 @@ Not here: tests. Real HTTP on loopback; it can be told to cut answers off, fail 
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+_BLOCK = 1 << 16
 
 
 @dataclass
@@ -18,13 +21,14 @@ class Site:
     """Files by path; `asked` logs (path, range, authorization) of each request in order.
 
     `cut_after` maps a path to a number of bytes after which its next answers break off; `statuses`
-    to codes that its next answers are.
+    to codes that its next answers are; what is `slow` comes at 3 MB/s.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     cut_after: dict[str, list[int]] = field(default_factory=dict)
     statuses: dict[str, list[int]] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
+    slow: set[str] = field(default_factory=set)
     asked: list[tuple[str, str | None, str | None]] = field(default_factory=list)
     has_ranges: bool = True
     has_etags: bool = True
@@ -86,7 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             self.close_connection = True
             return
-        self.wfile.write(data)
+        for start in range(0, len(data), _BLOCK):
+            self.wfile.write(data[start : start + _BLOCK])
+            if path in self.site.slow:
+                time.sleep(0.02)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from mmar_jobs.datasets.clip_list import parse_clips
 from mmar_jobs.datasets.clips import ClipForm, NotHad, cut
 from mmar_jobs.datasets.rows import Row
 from mmar_jobs.datasets.source_ids import source_ids
-from mmar_jobs.errors import ExitCode
+from mmar_jobs.errors import DataError, ExitCode
 from tests.datasets.servers import Site, serving
 from tests.fakes import Fails
 
@@ -129,6 +129,17 @@ def test_what_cannot_be_cut_leaves_nothing(
     with pytest.raises(NotHad, match=reason):
         cut(source, tmp_path / "c.flac", start_s=start_s, end_s=start_s + 2, form=FLAC)
     assert [source] == list(tmp_path.iterdir())
+
+
+def test_a_streamed_flac_is_refused_in_one_line(video: Path) -> None:
+    """It states no length, which the decoder would take for 2**63 frames of memory."""
+    made = subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", str(video), "-t", "1", "-f", "flac", "-"],
+        check=True,
+        capture_output=True,
+    )
+    with pytest.raises(DataError, match="does not state its length"):
+        decode(made.stdout, "streamed.flac")
 
 
 def test_a_playlist_cannot_make_ffmpeg_read_another_file(video: Path, tmp_path: Path) -> None:

@@ -3,9 +3,15 @@
 import csv
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +237,42 @@ def test_a_zenodo_record_comes_with_its_digests(site: Site, tmp_path: Path, fail
     site.files["/api/records/15379789/files/metadata.csv/content"] = b"filename,freesound_id\nb,8\n"
     arguments = ("fetch", "tacos", str(tmp_path / "u"), "--endpoint", site.base, "--retries", "0")
     assert "expected" in fails(ExitCode.TRY_AGAIN, "data", *arguments)
+
+
+def test_an_interruption_is_prompt_and_loses_nothing(site: Site, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a slow file ends at once with 75; the next run takes the rest."""
+    path = f"/datasets/BoJack/MMAR/resolve/{REVISION}/mmar-audio.tar.gz"
+    files = mmar_files()
+    clips = {f"audio/c{i}.wav": os.urandom(20 << 20 if i == 0 else 9) for i in range(3)}
+    add_hub_dataset(site, "BoJack/MMAR", files | {"mmar-audio.tar.gz": tarred(clips)})
+    site.slow.add(path)
+    command = [sys.executable, "-m", "mmar_jobs", "data", "fetch", "mmar", str(tmp_path / "m")]
+    with subprocess.Popen([*command, "--endpoint", site.base], stderr=subprocess.PIPE) as running:
+        deadline_s = time.monotonic() + 60
+        while not any(p.stat().st_size for p in (tmp_path / "m/.fetch").glob("*.part")):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        time.sleep(0.3)
+        line = other_fetch(site, tmp_path / "m")
+        running.send_signal(signal.SIGINT)
+        began_s = time.monotonic()
+        assert 75 == running.wait(30)
+        assert time.monotonic() - began_s < 3
+        assert running.stderr is not None
+        assert b"Traceback" not in running.stderr.read()
+    assert "another fetch is under way" in line
+    site.slow.clear()
+    assert 0 == fetch(site, tmp_path / "m")
+    assert str(site.ranges(path)[-1]).startswith("bytes=")
+    assert clips["audio/c0.wav"] == (tmp_path / "m/audio/c0.wav").read_bytes()
+
+
+def other_fetch(site: Site, folder: Path) -> str:
+    """What a second fetch into the same folder says."""
+    error = io.StringIO()
+    with redirect_stderr(error):
+        assert 75 == fetch(site, folder)
+    return error.getvalue()
 
 
 def test_an_evil_archive_stops_the_fetch(site: Site, tmp_path: Path, fails: Fails) -> None:
