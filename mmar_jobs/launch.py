@@ -19,7 +19,7 @@ from mmar_jobs.errors import ExitCode, TryAgain
 
 _POLL_S: Final = 0.1
 # The others notice on the CPU at once that one is gone, but a GPU kernel may wait for it for ever.
-_GRACE_S: Final = 10.0
+GRACE_S: Final = 10.0
 
 
 def launch(arguments: Sequence[str], num_processes: int) -> int:
@@ -42,7 +42,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
                 children.append(subprocess.Popen(command, env=os.environ | address | ranks))  # noqa: S603
             if asked:  # before all were there
                 _tell(children, asked[0])
-            return _outcome(_wait(children))
+            return outcome(wait_for(children))
         finally:
             for child in children:
                 if child.poll() is None:
@@ -50,8 +50,11 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
                 child.wait()
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit codes in the order in which the processes ended; those that must be killed are last."""
+def wait_for(children: Sequence[subprocess.Popen[bytes]], *, grace_s: float = GRACE_S) -> list[int]:
+    """Exit codes in the order in which the processes ended, each killed one's as minus its signal.
+
+    Those that have not ended `grace_s` seconds after the first error are left out.
+    """
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < len(children) and time.monotonic() < deadline:
@@ -60,13 +63,16 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
             if code is not None and rank not in codes:
                 codes[rank] = code
                 if code != ExitCode.DONE:
-                    deadline = min(deadline, time.monotonic() + _GRACE_S)
+                    deadline = min(deadline, time.monotonic() + grace_s)
         time.sleep(_POLL_S)
     return list(codes.values())
 
 
-def _outcome(codes: Sequence[int]) -> int:
-    """The first cause: an error of a process's own before those who only met its absence."""
+def outcome(codes: Sequence[int]) -> int:
+    """The exit code of all: an error of one's own before those that only met another's absence.
+
+    Raises TryAgain when a process was killed.
+    """
     own = [code for code in codes if code > 0 and code != ExitCode.TRY_AGAIN]
     if own:
         return own[0]
