@@ -48,6 +48,18 @@ class _Row:
     finish: Finish = Finish.LENGTH
 
 
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A completion with its tokens; the last one ends the turn where it stopped by itself.
+
+    `logprobs` are in nats, one a token, by the softmax before any warping.
+    """
+
+    completion: Completion
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
 class LocalEngine:
     """Answers with a Thinker in this process; the adapter, if any, is merged into its weights."""
 
@@ -91,6 +103,18 @@ class LocalEngine:
             answers += found
             on_answer(len(rows))
         return answers
+
+    def trace(self, request: Request, sampling: Sampling) -> list[Traced]:
+        """Like answer, for the draws of one request and with every token."""
+        encoded = self._encode(request)
+        return [
+            Traced(
+                self._completion(row, encoded.num_audio_tokens),
+                tuple(row.token_ids),
+                tuple(row.logprobs),
+            )
+            for row in self._draw([request], [encoded], sampling)
+        ]
 
     def _encode(self, request: Request) -> EncodedPrompt:
         return encode_prompt(

@@ -146,6 +146,13 @@ def _sound(clips: ClipReader, question: Question, budget: int) -> tuple[Sound, i
     return Sound(f"data:{media_type};base64,{encoded}", outline, note), len(data)
 
 
+def embed_clip(clip: Clip) -> Sound:
+    """A clip as the model hears it, for a page that has no other."""
+    form = f"{clip.duration_s:.1f} s, as the model hears it (16 kHz mono)"
+    data_uri = f"data:audio/wav;base64,{base64.b64encode(_wav_bytes(clip)).decode()}"
+    return Sound(data_uri, _outline(clip.waveform), form)
+
+
 def _wav_bytes(clip: Clip) -> bytes:
     with io.BytesIO() as buffer:
         with wave.open(buffer, "wb") as writer:
