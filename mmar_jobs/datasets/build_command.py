@@ -39,6 +39,7 @@ from mmar_jobs.store.disk import explained
 TRAIN: Final = "train"
 HELDOUT: Final = "heldout"
 _SUSPICIOUS: Final = 0.1
+_MANY: Final = 50  # of fewer questions neither a share nor an accuracy says much
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -256,9 +257,18 @@ def _say(output: Path, manifest: Mapping[str, Any]) -> None:
     ]
     if num_left_out:
         lines.append(f"{num_left_out} rows left out, listed in {output / 'left_out.jsonl'}")
+    train, held = counts[TRAIN]["by_category"], counts[HELDOUT]["by_category"]
+    if counts[HELDOUT]["num_questions"]:
+        lines += [
+            f"{category or '(no category)'}: no held-out question, its clips are too few or copies "
+            "of each other"
+            for category, count in train.items()
+            if count >= _MANY and category not in held
+        ]
     for name, guesses in manifest["text_only"].items():
         for guesser, guess in guesses.items():
-            if guess["accuracy"] > guess["chance"] + _SUSPICIOUS and guess["num_questions"] >= 50:
+            is_high = guess["accuracy"] > guess["chance"] + _SUSPICIOUS
+            if is_high and guess["num_questions"] >= _MANY:
                 lines.append(
                     f"{name}: always the {guesser} choice is right {guess['accuracy']:.0%} of the "
                     f"time, chance is {guess['chance']:.0%}"

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,10 +13,9 @@ from hypothesis import strategies as st
 from mmar_jobs.datasets.countingqa import parse_count, read_countingqa
 from mmar_jobs.datasets.drafts import Draft, LeftOut
 from mmar_jobs.datasets.musicbench import read_musicbench
-from mmar_jobs.datasets.rows import read_rows
 from mmar_jobs.datasets.tables import read_tables
 from mmar_jobs.datasets.tacos import read_tacos
-from mmar_jobs.errors import DataError, SettingsError
+from mmar_jobs.errors import DataError
 
 # As the viewer of amaai-lab/MusicBench shows its rows.
 MUSIC = {
@@ -353,48 +351,6 @@ def test_no_row_stops_a_reader(
     for read in (read_countingqa, read_musicbench, read_tables, read_tacos):
         for item in read(path, "x", 0):
             assert isinstance(item, Draft) or item.reason
-
-
-def test_parquet_is_read(tmp_path: Path) -> None:
-    """By `datasets`, without its cache in the user's folder; a broken file is named."""
-    path = tmp_path / "q.parquet"
-    datasets.Dataset.from_list(
-        [{"id": "1", "audio": "a.wav", "question": "?", "choices": ["x", "y"], "answer": "y"}]
-    ).to_parquet(path)
-    assert ("x", "y") == only(read_tables(path, "table", 0)).choices
-    path.write_bytes(b"PAR1 not really")
-    with pytest.raises(DataError, match="not a readable parquet file"):
-        list(read_rows(path))
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "error"),
-    [
-        ("a.json", b"[1, 2", DataError),
-        ("a.json", b"\xff\xfe[", DataError),
-        ("a.csv", b"", DataError),
-        ("a.csv", b'a,b\n"x', DataError),
-        ("a.txt", b"x", SettingsError),
-    ],
-)
-def test_a_file_that_is_none_is_one_line(
-    name: str, data: bytes, error: type[Exception], tmp_path: Path
-) -> None:
-    """The file as a whole is wrong: its name is in the message."""
-    path = tmp_path / name
-    path.write_bytes(data)
-    with pytest.raises(error, match=name):
-        list(read_rows(path))
-
-
-def test_lines_and_arrays_give_the_same_rows(tmp_path: Path) -> None:
-    """A byte order mark and empty lines do not matter; a bad line is named and costs one row."""
-    (tmp_path / "a.json").write_text('\ufeff [{"a": 1}, {"a": 2}]')
-    (tmp_path / "b.jsonl").write_text('\ufeff{"a": 1}\n\n{"a": 2}\n{bad\n')
-    first, second = (list(read_rows(tmp_path / name)) for name in ("a.json", "b.jsonl"))
-    assert [{"a": 1}, {"a": 2}] == [row.value for row in first]
-    assert [{"a": 1}, {"a": 2}] == [row.value for row in second[:2]]
-    assert second[2].problem.startswith("is not JSON")
 
 
 @pytest.mark.parametrize("read", [read_countingqa, read_musicbench, read_tacos, read_tables])
