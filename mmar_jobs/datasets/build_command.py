@@ -5,6 +5,7 @@ Not here: what questions are made of (build.py). The folder gets its name when i
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         ("--heldout-share", float, 0.1, "share of held-out questions (default: %(default)s)"),
         ("--num-choices", int, 4, "choices where they are drawn (default: %(default)s)"),
         ("--max-clip-s", float, 30.0, "longest clip used, s (default: %(default)s)"),
-        ("--jobs", int, 4, "processes that decode clips (default: %(default)s)"),
+        ("--jobs", int, 0, "processes that decode clips, 0 for all cores (default: %(default)s)"),
         ("--cache", Path, None, "file that keeps what was heard for later (default: none)"),
     ):
         parser.add_argument(flag, type=kind, default=default, help=text)
@@ -83,7 +84,7 @@ def build(chosen: argparse.Namespace) -> int:
         raise SettingsError(f"{chosen.output} is already there: delete it or choose another folder")
     console = Console(stderr=True)
     track = bars(console) if console.is_terminal else no_bar
-    sounds = Sounds(track, chosen.jobs, recipe.max_clip_s, chosen.cache)
+    sounds = Sounds(track, chosen.jobs or os.cpu_count() or 1, recipe.max_clip_s, chosen.cache)
     built = make_questions(sources, recipe, sounds)
     keys = sound_keys(built, sounds, with_copies=not recipe.ignore_copies)
     splits = _split(built, keys, recipe)
@@ -132,8 +133,8 @@ def _recipe(chosen: argparse.Namespace) -> BuildRecipe:
         raise SettingsError(f"--num-choices must be from {MIN_CHOICES} to {MAX_CHOICES}")
     if not 0 <= chosen.heldout_share < 1:
         raise SettingsError("--heldout-share must be at least 0 and below 1")
-    if chosen.jobs < 1 or (chosen.total is not None and chosen.total < 1):
-        raise SettingsError("--jobs and --total must be at least 1")
+    if chosen.jobs < 0 or (chosen.total is not None and chosen.total < 1):
+        raise SettingsError("--jobs must not be negative and --total must be at least 1")
     if not chosen.max_clip_s > 0:
         raise SettingsError("--max-clip-s must be positive")
     return BuildRecipe(

@@ -23,7 +23,7 @@ from tests.fakes import Fails
         (2, ("--source", "table=SOURCE", "--heldout-share", "1"), "below 1"),
         (2, ("--source", "table=SOURCE", "--heldout-share", "nan"), "below 1"),
         (2, ("--source", "table=SOURCE", "--num-choices", "1"), "from 2 to 26"),
-        (2, ("--source", "table=SOURCE", "--jobs", "0"), "at least 1"),
+        (2, ("--source", "table=SOURCE", "--jobs", "-1"), "not be negative"),
         (2, ("--source", "table=SOURCE", "--max-clip-s", "nan"), "must be positive"),
         (2, ("--source", "table=SOURCE", "--total", "99"), "lower --total"),
         (2, ("--source", "table=SOURCE:1", "--source", "table=SOURCE"), "give all or none"),
