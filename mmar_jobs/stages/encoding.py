@@ -58,6 +58,7 @@ class Encoding:
     reader: Reader
     clip_embeds: ClipEmbeds
     workers: Workers
+    window_clips: int = WINDOW_CLIPS
     _available: dict[str, int] = field(default_factory=dict)
     _window: dict[str, tuple[MelFeatures, int]] = field(default_factory=dict)
     _num_windows: int = 0
@@ -80,8 +81,8 @@ class Encoding:
             rows += [self._encode(example, prompt) for example in group]
             advance(len(group))
         self._flush()
-        self.workers.gather(None)  # all shards are there
-        self._load(clips - set(self.clip_embeds.embeds))
+        lacking = self.workers.gather(clips - set(self.clip_embeds.embeds))  # all shards are there
+        self._load(set().union(*lacking))
         if missing := clips - set(self.clip_embeds.embeds):
             raise TryAgain(
                 f"embeddings of {len(missing)} clips were made and are gone from "
@@ -102,25 +103,22 @@ class Encoding:
     def _load(self, clips: set[str]) -> None:
         """Make those of `clips` available that some shard holds; the same ones on all workers."""
         kept = self.clip_embeds
-        good = [shard for shard in kept.find(clips) if kept.load(shard)] if self.is_first else []
+        first = self.workers.is_first
+        good = [shard for shard in kept.find(clips) if kept.load(shard)] if first else []
         for shard in self.workers.share(good):
-            if not (self.is_first or kept.load(shard)):
+            is_here = first or shard.num_tokens.keys() <= kept.embeds.keys()
+            if not (is_here or kept.load(shard)):
                 raise TryAgain(
                     f"{kept.key}/{shard.name} changed while it was read: run the same command again"
                 )
             self._available |= shard.num_tokens
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this worker decides which shards are used."""
-        return self.workers.is_first
 
     def _note(self, clip: str, prompt: EncodedPrompt) -> None:
         """Put a clip into the window unless its embeddings are there and as many as its tokens."""
         if self._available.get(clip) == prompt.num_audio_tokens or clip in self._window:
             return
         self._window[clip] = (MelFeatures(clip, prompt.features_MF), prompt.num_audio_tokens)
-        if len(self._window) == WINDOW_CLIPS:
+        if len(self._window) == self.window_clips:
             self._flush()
 
     def _flush(self) -> None:
