@@ -292,14 +292,15 @@ def _rows_without_clips(folder: Path, needed: set[str]) -> Iterator[Missing]:
         if not path.endswith(SUFFIXES):
             continue
         for row in read_rows(folder / path):
-            field, name = first_of(row.value, _AUDIO)
-            if not field or name in seen:
+            named, value = first_of(row.value, _AUDIO)
+            name = str(value)
+            if not named or name in seen:
                 continue
             seen.add(name)
-            if clips.find(str(name)) is None:
+            if clips.find(name) is None:
                 reason = "no such clip in what was unpacked"
                 yield Missing(
-                    what=str(name),
+                    what=name,
                     where=f"{path} row {row.number}",
                     reason=reason,
                 )

@@ -139,13 +139,16 @@ def test_what_could_not_be_had_is_listed(
     site: Site, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A row whose clip the archive lacks is named; exit 0, but 3 with --require-all."""
-    add_hub_dataset(site, "BoJack/MMAR", mmar_files(num_clips=2))
+    odd: list[object] = [{"id": "odd", "audio_path": ["no", "path"]}, "no row"]
+    files = mmar_files(num_clips=2) | {"MMAR-meta.json": json.dumps([*META, *odd]).encode()}
+    add_hub_dataset(site, "BoJack/MMAR", files)
     assert 0 == fetch(site, tmp_path / "mmar")
-    assert "1 not had" in capsys.readouterr().out
+    assert "2 not had" in capsys.readouterr().out
     entries = [json.loads(x) for x in (tmp_path / "mmar/missing.jsonl").read_text().splitlines()]
-    assert [("./audio/c2.wav", "MMAR-meta.json row 3")] == [
-        (e["what"], e["where"]) for e in entries
-    ]
+    assert [
+        ("./audio/c2.wav", "MMAR-meta.json row 3"),
+        ("['no', 'path']", "MMAR-meta.json row 4"),
+    ] == [(e["what"], e["where"]) for e in entries]
     arguments = ("fetch", "mmar", str(tmp_path / "mmar"), "--endpoint", site.base)
     assert "c2.wav" in fails(ExitCode.DATA, "data", *arguments, "--require-all")
 
