@@ -1,0 +1,199 @@
+"""The train command as a user starts it: stopped, killed and spread over processes, one adapter."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mmar_jobs.cli import run_command
+from mmar_jobs.errors import ExitCode
+from mmar_jobs.launch import free_port
+from mmar_jobs.layout import ADAPTER_WEIGHTS, adapter_key, checkpoint_key
+from mmar_jobs.store import open_store
+from mmar_jobs.tiny import tiny_model_folder
+from mmar_jobs.tiny.build import build_world
+
+RUN_ID = "trained"
+pytestmark = pytest.mark.slow
+TRAIN = {
+    "prompt.version": "v7",
+    "model": tiny_model_folder(),
+    "engine.threads": 1,
+    "lora.quantization": "none",
+    "optim.learning-rates": 1e-4,
+    "optim.num-epochs": 4,
+    "optim.token-budget": 1024,
+    "checkpoint-every-steps": 3,
+}
+
+
+def flags(store: Path, values: dict[str, object]) -> list[str]:
+    """Settings as a user writes them."""
+    known = {"store": store, "run-id": RUN_ID} | values
+    return [part for name, value in known.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which a run waits for its training; to be copied."""
+    folder = tmp_path_factory.mktemp("train-command")
+    world = build_world(folder / "world", seed=7, num_train=48, num_heldout=8, num_benchmark=8)
+    sources = {"questions": world.train, "heldout": world.heldout, "benchmark": world.benchmark}
+    model = {name: TRAIN[name] for name in ("prompt.version", "model", "engine.threads")}
+    drawn = {"sampling.num-candidates": 8, "sampling.max-tokens": 96}
+    store = folder / "store"
+    for name, values in (
+        ("ingest", sources),
+        ("generate", model | drawn),
+        ("filter", {"prompt.version": "v7", "filter.weights.mastered": 1}),
+    ):
+        assert ExitCode.DONE == run_command(name, flags(store, values))
+    return store
+
+
+@pytest.fixture
+def store(filtered: Path, tmp_path: Path) -> Path:
+    """A copy of its own."""
+    return Path(shutil.copytree(filtered, tmp_path / "store"))
+
+
+def start(store: Path, *launcher: str, **values: object) -> "subprocess.Popen[str]":
+    """The train command in a process and session of its own."""
+    more = {name.replace("_", "."): value for name, value in values.items()}
+    arguments = ["-m", "mmar_jobs", "train", *flags(store, TRAIN | more)]
+    command = [sys.executable, *launcher, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Exit code and what it said on standard error."""
+    _, said = process.communicate(timeout=600)
+    return process.returncode, said
+
+
+def adapter(store: Path) -> Path:
+    """The finished adapter's weights."""
+    return store / adapter_key(RUN_ID, 1) / ADAPTER_WEIGHTS
+
+
+def wait_for_checkpoint(store: Path, process: "subprocess.Popen[str]") -> None:
+    """Until one is durable."""
+    folder = store / checkpoint_key(RUN_ID, 1)
+    while not list(folder.glob("step-*.json")):
+        assert process.poll() is None, finish(process)
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def expected(filtered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights that an undisturbed training in one process ends with."""
+    store = Path(shutil.copytree(filtered, tmp_path_factory.mktemp("expected") / "store"))
+    code, said = finish(start(store))
+    assert code == ExitCode.DONE, said
+    assert [] == open_store(str(store)).list(f"{checkpoint_key(RUN_ID, 1)}/")
+    return adapter(store)
+
+
+def num_steps_of(store: Path) -> int:
+    """The step of the only checkpoint."""
+    (manifest,) = (store / checkpoint_key(RUN_ID, 1)).glob("step-*.json")
+    return int(re.sub(r"\D", "", manifest.stem))
+
+
+def check_near(store: Path, expected: Path) -> None:
+    """The adapter of several processes is that of one but for the order of sums."""
+    found, wanted = load_file(adapter(store)), load_file(expected)
+    assert found.keys() == wanted.keys()
+    worst = max((found[name] - wanted[name]).abs().max().item() for name in found)
+    assert worst < 1e-5  # a tenth of one step of the learning rate
+    steps = json.loads((store / adapter_key(RUN_ID, 1) / "steps.json").read_text())
+    alone = json.loads(expected.with_name("steps.json").read_text())
+    assert steps["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+def test_sigterm_ends_in_75_with_that_steps_checkpoint(store: Path, expected: Path) -> None:
+    """Asked to stop, it saves within seconds; started again it ends with the same bytes."""
+    process = start(store)
+    wait_for_checkpoint(store, process)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert code == ExitCode.TRY_AGAIN, said
+    assert time.monotonic() - asked < 20
+    assert "asked to stop (SIGTERM)" in said
+    assert num_steps_of(store) >= 3
+    code, said = finish(start(store))
+    assert code == ExitCode.DONE, said
+    assert expected.read_bytes() == adapter(store).read_bytes()
+
+
+def test_kill_9_at_random_moments_changes_nothing(store: Path, expected: Path) -> None:
+    """Killed again and again, with a writer at work, it ends with the same bytes."""
+    for pause_s in (0.0, 0.05, 0.13):
+        process = start(store)
+        wait_for_checkpoint(store, process)
+        time.sleep(pause_s)
+        process.kill()
+        finish(process)
+    code, said = finish(start(store))
+    assert code == ExitCode.DONE, said
+    assert expected.read_bytes() == adapter(store).read_bytes()
+
+
+def test_two_processes_of_ours(store: Path, expected: Path) -> None:
+    """One flag: the adapter is the one process's but for rounding, and only one wrote."""
+    code, said = finish(start(store, hardware_processes=2))
+    assert code == ExitCode.DONE, said
+    assert said.count("job_finished") == 1
+    check_near(store, expected)
+
+
+def test_torchrun(store: Path, expected: Path) -> None:
+    """The same under torchrun."""
+    port = f"--master-port={free_port()}"
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", port)
+    code, said = finish(start(store, *launcher))
+    assert code == ExitCode.DONE, said
+    check_near(store, expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_or_killed_process_ends_the_job_with_75(
+    store: Path, expected: Path, number: signal.Signals
+) -> None:
+    """SIGTERM reaches all and saves; a killed one ends the rest; one process goes on from there."""
+    process = start(store, hardware_processes=2)
+    wait_for_checkpoint(store, process)
+    target = process.pid
+    if number == signal.SIGKILL:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        target = int(children[1])
+    os.kill(target, number)
+    code, said = finish(process)
+    assert code == ExitCode.TRY_AGAIN, said
+    assert "Traceback" not in said
+    code, said = finish(start(store))
+    assert code == ExitCode.DONE, said
+    check_near(store, expected)
+
+
+def test_other_commands_refuse_several_processes(store: Path) -> None:
+    """Run and infer have no use for them: one line, at once."""
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    command = [sys.executable, "-m", "mmar_jobs", "report", *flags(store, {})]
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == ExitCode.SETTINGS
+    assert "report runs in one process, 2 were started" in done.stderr
