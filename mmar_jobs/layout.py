@@ -87,6 +87,11 @@ def submission_key(run_id: str, iteration: int) -> str:
     return f"runs/{run_id}/submission/iter-{iteration}"
 
 
+def estimate_key(run_id: str) -> str:
+    """What the run was planned to take, kept before it began; written by plan --keep."""
+    return f"runs/{run_id}/estimate.json"
+
+
 def report_key(run_id: str) -> str:
     """report.html: written over whenever asked for, it is a view and not an artifact."""
     return f"runs/{run_id}/report/report.html"

@@ -7,7 +7,6 @@ policy allows neither scripts nor the network.
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mmar_jobs.inspection.look import Inspection
@@ -15,6 +14,7 @@ from mmar_jobs.inspection.mel import TOKENS_PER_S, describe, mel_svg
 from mmar_jobs.inspection.tokens import Piece, least_likely
 from mmar_jobs.prompt import variant_name
 from mmar_jobs.report.cases import embed_clip
+from mmar_jobs.report.page import open_templates
 from mmar_jobs.store.disk import explained, replace_file
 
 TEMPLATE: Final = "inspect.html.j2"
@@ -26,14 +26,8 @@ _HALF: Final = 0.5
 def render_page(seen: Inspection) -> str:
     """The whole page; equal inspections give equal text."""
     folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader([folder, folder.parent / "report"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(visible=_visible, doubt=_doubt, percent=_percent)
+    environment = open_templates(folder, folder.parent / "report")
+    environment.filters.update(visible=_visible, doubt=_doubt)
     return environment.get_template(TEMPLATE).render(
         seen=seen,
         prompt_name=variant_name(seen.version),
@@ -66,7 +60,3 @@ def _doubt(piece: Piece) -> str:
     if piece.probability is None or piece.probability >= _SURE:
         return ""
     return "unsure" if piece.probability >= _HALF else "doubtful"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1%}"

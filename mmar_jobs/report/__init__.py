@@ -7,6 +7,7 @@ from mmar_jobs.layout import report_key
 from mmar_jobs.report.cases import show_cases
 from mmar_jobs.report.findings import compare
 from mmar_jobs.report.page import render_page
+from mmar_jobs.report.plan_view import compare_with_plan
 from mmar_jobs.report.run_view import read_run
 from mmar_jobs.store import Store
 
@@ -23,6 +24,7 @@ def write_report(store: Store, run_id: str, *, endpoint_url: str | None = None) 
     run = read_run(store, run_id)
     comparison = compare(run)
     cases = show_cases(run, comparison, endpoint_url=endpoint_url) if comparison else []
-    html = render_page(run, comparison, cases).encode()
+    planned = compare_with_plan(store, run)
+    html = render_page(run, comparison, cases, planned=planned).encode()
     store.write(report_key(run_id), html)
     return html

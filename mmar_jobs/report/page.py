@@ -14,6 +14,7 @@ from markupsafe import Markup
 from mmar_jobs.report import plots
 from mmar_jobs.report.cases import Case, count_changes
 from mmar_jobs.report.findings import Comparison, benchmark, headline
+from mmar_jobs.report.plan_view import Planned
 from mmar_jobs.report.run_view import Run
 from mmar_jobs.report.tables import artifact_rows, drop_rows, settings_groups, stage_seconds
 
@@ -26,7 +27,13 @@ DECISIONS: Final = {
 }
 
 
-def render_page(run: Run, comparison: Comparison | None, cases: Sequence[Case]) -> str:
+def render_page(
+    run: Run,
+    comparison: Comparison | None,
+    cases: Sequence[Case],
+    *,
+    planned: Planned | None = None,
+) -> str:
     """The whole page; equal runs give equal text."""
     return open_templates(Path(__file__).parent).get_template(TEMPLATE).render(
         run=run,
@@ -42,6 +49,7 @@ def render_page(run: Run, comparison: Comparison | None, cases: Sequence[Case]) 
         settings=settings_groups(run),
         total_s=sum(sum(row.values()) for row in stage_seconds(run).values()),
         max_rejects=MAX_REJECTS,
+        planned=planned,
     )
 
 

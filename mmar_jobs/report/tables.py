@@ -79,7 +79,7 @@ def _shares(counts: Sequence[int], manifests: Sequence[Any]) -> list[tuple[int, 
 
 def artifact_rows(run: Run) -> list[ArtifactRow]:
     """All artifacts in the order in which they were made."""
-    made = list(_artifacts(run))
+    made = list(made_artifacts(run))
     root = f"{run_key(run.run_id)}/"
     owner = {artifact.digest: artifact.key.removeprefix(root) for artifact in made}
     for turn in run.iterations:
@@ -92,7 +92,8 @@ def artifact_rows(run: Run) -> list[ArtifactRow]:
     return [_artifact_row(artifact, root, owner) for artifact in made]
 
 
-def _artifacts(run: Run) -> Iterator[Artifact]:
+def made_artifacts(run: Run) -> Iterator[Artifact]:
+    """All artifacts in the order in which they were made."""
     if run.questions:
         yield run.questions
     answered = {key: answers.artifact for key, answers in run.answers.items()}
@@ -145,7 +146,7 @@ def stage_seconds(run: Run) -> dict[str, dict[str, float]]:
     parts: dict[str, dict[str, float]] = {}
     root = f"{run_key(run.run_id)}/"
     part = "before"
-    for artifact in _artifacts(run):
+    for artifact in made_artifacts(run):
         name = artifact.key.removeprefix(root)
         stage = artifact.manifest.stage
         if stage in ("ingest", "infer", "submit"):
@@ -162,7 +163,7 @@ def stage_seconds(run: Run) -> dict[str, dict[str, float]]:
 def settings_groups(run: Run) -> list[SettingsGroup]:
     """Recipes of all stages, flat, in order of the stages."""
     by_stage: dict[str, list[Artifact]] = {}
-    for artifact in _artifacts(run):
+    for artifact in made_artifacts(run):
         by_stage.setdefault(artifact.manifest.stage, []).append(artifact)
     groups = []
     for stage, artifacts in by_stage.items():
