@@ -78,8 +78,9 @@ class Encoding:
         prompts = map_ahead(self.reader.encode, [question for question, _ in groups])
         for (question, group), prompt in zip(groups, prompts, strict=True):
             self._note(question.audio_sha256, prompt)
-            rows += [self._encode(example, prompt) for example in group]
-            advance(len(group))
+            for example in group:
+                rows.append(self._encode(example, prompt))
+                advance(1)
         self._flush()
         lacking = self.workers.gather(clips - set(self.clip_embeds.embeds))  # all shards are there
         self._load(set().union(*lacking))

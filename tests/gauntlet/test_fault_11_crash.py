@@ -86,11 +86,11 @@ def test_11_a_killed_training_goes_on_to_the_same_adapter(run_after: HealthyRun)
     track = Track(raise_at=26, error=KeyboardInterrupt())  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         run.stage("train", track=track)
-    assert run.path("iter-1/checkpoint/latest.pt").is_file()
+    assert run.path("iter-1/checkpoint/step-00000002.json").is_file()
     resumed = Track()
     run.stage("train", track=resumed)
     assert expected == (adapter / "adapter_model.safetensors").read_bytes()
-    assert not run.path("iter-1/checkpoint/latest.pt").exists()
+    assert [] == list(run.path("iter-1/checkpoint").iterdir())
     assert 3 == resumed.done["iteration 1: training"]
 
 

@@ -14,7 +14,7 @@ from mmar_jobs.qlora.export import export_adapter, load_adapter
 from mmar_jobs.qlora.lora import LoraLinear, LoraModel
 from mmar_jobs.qlora.merge import merge_adapter
 from mmar_jobs.qlora.recipes import TrainRecipe
-from mmar_jobs.qlora.trainer import train
+from mmar_jobs.qlora.trainer import Surroundings, train
 from tests import qlora_cases
 from tests.gauntlet.planted import Stop, stopped
 
@@ -50,7 +50,7 @@ def test_14_lora_anywhere_else_stops_training(path: str, kind: str) -> None:
     """The earlier attempt trained its own ears, and the server then ignored that part."""
     lora = qlora_cases.adapted(fill=False)
     wrap(lora, path)
-    train_stopped(lora).says(ExitCode.DATA, "outside LoRA are trained", path, f"({kind})", "freeze")
+    train_stopped(lora).says(ExitCode.DATA, "outside attention and experts", path, f"({kind})", "attach none")
 
 
 def test_14_a_projection_that_was_missed_stops_training() -> None:
@@ -104,5 +104,6 @@ def test_14_a_tower_that_changes_is_noticed() -> None:
         with torch.no_grad():
             bias.add_(1e-3)
 
-    stop = stopped(lambda: train(lora, rows, RECIPE, audio=audio, on_step=meddle))
+    around = Surroundings(on_step=meddle)
+    stop = stopped(lambda: train(lora, rows, RECIPE, audio=audio, around=around))
     stop.says(ExitCode.DATA, "frozen parameter audio_tower.proj1.bias", "written to in training")

@@ -9,7 +9,7 @@ from mmar_jobs.engine import Request
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.qlora.recipes import TrainRecipe
-from mmar_jobs.qlora.trainer import train
+from mmar_jobs.qlora.trainer import Surroundings, train
 from tests import qlora_cases
 from tests.fakes import think
 from tests.gauntlet.conftest import HealthyRun
@@ -79,7 +79,8 @@ def test_19_factors_that_are_not_numbers_are_no_adapter() -> None:
         with torch.no_grad():
             factor.fill_(torch.inf)
 
-    stop = stopped(lambda: train(lora, rows, recipe, audio=audio, on_step=explode))
+    around = Surroundings(on_step=explode)
+    stop = stopped(lambda: train(lora, rows, recipe, audio=audio, around=around))
     stop.says(ExitCode.DATA, name, "not finite", "learning rate")
 
 
