@@ -10,7 +10,7 @@ from mmar_jobs.artifact import Artifact, find_artifact, require_artifact
 from mmar_jobs.errors import GateError, SettingsError
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import ADAPTER_WEIGHTS, VERDICT, adapter_key, run_key, verdict_key
-from mmar_jobs.prompt import template_hash
+from mmar_jobs.prompt import template_hash, variant_name
 from mmar_jobs.store import Store
 from mmar_jobs.verdict import Verdict
 
@@ -97,8 +97,9 @@ def check_prompt(artifact: Artifact, version: str) -> None:
     made = artifact.manifest.recipe
     if made["template_hash"] != template_hash(version):
         raise SettingsError(
-            f"{artifact.key} was made with prompt {made['prompt']['version']}, --prompt.version is "
-            f"{version}: ask a model as it was trained: use the same prompt or another --run-id"
+            f"{artifact.key} was made with prompt {variant_name(made['prompt']['version'])}, "
+            f"--prompt.version is {variant_name(version)}: ask a model as it was trained: use the "
+            "same prompt or another --run-id"
         )
 
 

@@ -17,9 +17,9 @@ def plan_text(plan: Plan) -> str:
     shape = plan.shape
     told = (
         f"{job.num_train:,} training, {job.num_heldout:,} held-out, {job.num_benchmark:,} "
-        f"benchmark questions; K = {job.num_candidates}, {job.iterations} iterations; a model of "
-        f"{shape.parameters / 1e9:.3g} B parameters ({shape.active_parameters / 1e9:.3g} B a "
-        f"token), rank {job.rank}: {shape.trained_parameters(job.rank) / 1e9:.3g} B trained"
+        f"benchmark questions; K = {job.num_candidates}, {_many(job.iterations, 'iteration')}; a model of "
+        f"{_large(shape.parameters)} parameters ({_large(shape.active_parameters)} a token), "
+        f"rank {job.rank}: {_large(shape.trained_parameters(job.rank))} trained"
     )
     return "\n".join(
         [
@@ -74,7 +74,7 @@ def _price_rows(plan: Plan) -> list[tuple[str, ...]]:
         (
             "storage",
             f"{plan.price['storage']:,.2f}",
-            f"{size(plan.storage_bytes)} for {months:g} month(s) at "
+            f"{size(plan.storage_bytes)} for {_many(months, 'month')} at "
             f"{prices.storage_gb_month:g} a GB (at most {size(plan.peak_bytes)} while training)",
         ),
         (
@@ -92,6 +92,14 @@ def _assumption_lines(plan: Plan) -> list[str]:
         (item.name, f"{item.value:,g}", f"{item.unit}; {item.source}") for item in plan.assumptions
     ]
     return aligned(rows)
+
+
+def _large(count: int) -> str:
+    return f"{count / 1e9:.3g} B" if count >= 1e8 else f"{count / 1e6:.3g} M"
+
+
+def _many(count: float, word: str) -> str:
+    return f"{count:g} {word}{'' if count == 1 else 's'}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

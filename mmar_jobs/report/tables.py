@@ -10,6 +10,7 @@ from typing import Any, Final
 from mmar_jobs.artifact import Artifact
 from mmar_jobs.layout import ADAPTER_WEIGHTS, run_key
 from mmar_jobs.lineage import shard_sha256
+from mmar_jobs.prompt import variant_name
 from mmar_jobs.report.findings import DROP_TEXT
 from mmar_jobs.report.run_view import Iteration, Run, artifacts_of
 
@@ -135,7 +136,9 @@ def _highlights(artifact: Artifact) -> Iterator[str]:
         yield f"learning rate {rates[min(recipe['iteration'], len(rates)) - 1]:g}"
     for path, name in _HIGHLIGHTS.get(artifact.manifest.stage, {}).items():
         value = values.get(path)
-        if value is True:
+        if path == "prompt.version" and isinstance(value, str):
+            yield f"{name} {variant_name(value)}"
+        elif value is True:
             yield name
         elif value is not None and value is not False:
             yield f"{name} {_shown(value)}"
