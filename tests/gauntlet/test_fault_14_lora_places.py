@@ -50,7 +50,8 @@ def test_14_lora_anywhere_else_stops_training(path: str, kind: str) -> None:
     """The earlier attempt trained its own ears, and the server then ignored that part."""
     lora = qlora_cases.adapted(fill=False)
     wrap(lora, path)
-    train_stopped(lora).says(ExitCode.DATA, "outside attention and experts", path, f"({kind})", "attach none")
+    words = ("outside attention and experts", path, f"({kind})", "attach none")
+    train_stopped(lora).says(ExitCode.DATA, *words)
 
 
 def test_14_a_projection_that_was_missed_stops_training() -> None:
