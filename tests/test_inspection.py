@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from report_html import tags_of, words_of
+from rich.console import Console
 
 from mmar_jobs.audio import Clip, num_audio_tokens
 from mmar_jobs.cli import run_command
@@ -26,7 +27,8 @@ from mmar_jobs.inspection.look import Inspection, labels_of, look
 from mmar_jobs.inspection.mel import bin_of, describe, mel_shades, mel_svg
 from mmar_jobs.inspection.page import render_page
 from mmar_jobs.inspection.subject import Asked, open_subject
-from mmar_jobs.inspection.tokens import least_likely, pieces_of
+from mmar_jobs.inspection.terminal import prompt_text, render_inspection
+from mmar_jobs.inspection.tokens import Piece, labelled, least_likely, pieces_of
 from mmar_jobs.prompt import SYSTEM_BY_VERSION, render
 from mmar_jobs.qlora.export import export_adapter
 from mmar_jobs.qlora.load import load_thinker
@@ -149,8 +151,8 @@ def test_labels_are_those_of_training(seen: Inspection) -> None:
     question = seen.question
     encoded = encode_prompt(PROCESSOR, render(question, "v9"), seen.clip, question_id=question.id)
     found = labels_of(PROCESSOR, encoded, think("buzz", "one"), question=question, source="s")
-    labelled = "".join(piece.text for piece in found.pieces if piece.is_label)
-    assert "<think>one</think>buzz<|im_end|>\n" == labelled
+    taught = "".join(piece.text for piece in found.pieces if piece.is_label)
+    assert "<think>one</think>buzz<|im_end|>\n" == taught
     assert "" == found.problem
     bare = [piece for piece in found.pieces if not piece.is_label]
     assert encoded.input_ids_S.tolist() == [token for piece in bare for token in piece.token_ids]
@@ -198,6 +200,28 @@ def test_page_escapes_what_data_says(seen: Inspection) -> None:
     page = render_page(replace(seen, question=hostile))
     assert "<script>" not in page
     assert text in html.unescape(page)
+
+
+def test_terminal_shows_hostile_text_as_text(seen: Inspection) -> None:
+    """Neither markup of our own printer nor an escape sequence reaches the terminal as such."""
+    text = "[red]Which[/red] \x1b]0;title\x07 \x9b2J?"
+    hostile = seen.question.model_copy(update={"text": text})
+    console = Console(width=90, force_terminal=True, color_system=None, record=True)
+    with console.capture() as caught:
+        console.print(render_inspection(replace(seen, question=hostile), width=90))
+    said = caught.get()
+    assert "[red]Which[/red] \u241b]0;title\u2407 \u24212J?" in said
+    assert not {"\x1b", "\x07", "\x9b"} & set(said)
+
+
+def test_terminal_colours_tell_tokens_apart(seen: Inspection) -> None:
+    """With colours, template tokens, audio and labels each have one of their own."""
+    console = Console(width=90, force_terminal=True, color_system="standard")
+    with console.capture() as caught:
+        console.print(prompt_text([*seen.prompt, *labelled([Piece("taught", (1,))])]))
+    said = caught.get()
+    for text, code in (("<|im_start|>", "1;35"), ("<|audio_pad|> x", "1;33"), ("taught", "32")):
+        assert f"\x1b[{code}m{text}" in said
 
 
 def test_mel_axis_is_slaneys(model_folder: Path) -> None:

@@ -42,11 +42,13 @@ def _panel(title: str, content: RenderableType) -> Panel:
 
 
 def _question(seen: Inspection) -> Panel:
-    text = Text(seen.question.text, style="bold")
+    text = Text(printable(seen.question.text), style="bold")
     for choice in seen.question.choices:
         is_gold = choice == seen.question.answer
-        text.append(f"\n  {'✓' if is_gold else '-'} {choice}", style=_LABEL if is_gold else "")
-    return _panel(f"question {seen.question.id}", text)
+        text.append(
+            f"\n  {'✓' if is_gold else '-'} {printable(choice)}", style=_LABEL if is_gold else ""
+        )
+    return _panel(f"question {printable(seen.question.id)}", text)
 
 
 def _hearing(seen: Inspection) -> Text:
@@ -72,6 +74,19 @@ def _mel(seen: Inspection, *, width: int) -> Text:
     return Text("\n" + "\n".join([*rows, axis]), no_wrap=True, overflow="crop")
 
 
+def printable(text: str) -> str:
+    """The text with control characters as their pictures: what a model says moves no cursor."""
+    return "".join(map(_shown, text))
+
+
+def _shown(letter: str) -> str:
+    if letter == "\n":
+        return letter
+    if letter < " ":
+        return chr(0x2400 + ord(letter))
+    return "\u2421" if "\x7f" <= letter <= "\x9f" else letter
+
+
 def prompt_text(pieces: Iterable[Piece]) -> Text:
     """Tokens as text: special ones coloured, a run of audio tokens as one mark with its number."""
     text = Text()
@@ -80,9 +95,9 @@ def prompt_text(pieces: Iterable[Piece]) -> Text:
             count = len(piece.token_ids)
             text.append(f"{piece.text} x {count} = {count / TOKENS_PER_S:.2f} s", style=_AUDIO)
         elif piece.kind == "special":
-            text.append(piece.text, style=_SPECIAL)
+            text.append(printable(piece.text), style=_SPECIAL)
         else:
-            text.append(piece.text, style=_LABEL if piece.is_label else "")
+            text.append(printable(piece.text), style=_LABEL if piece.is_label else "")
     return text
 
 
@@ -106,10 +121,10 @@ def _reply(reply: Reply) -> Panel:
     text = Text()
     for piece in reply.pieces:
         style = _SPECIAL if piece.kind == "special" else _shade(piece.probability)
-        text.append(piece.text, style=style)
+        text.append(printable(piece.text), style=style)
     mark = {"correct": "✓ ", "": ""}.get(reply.grade, "✗ ")
     text.append(f"\n{mark}{reply.grade or 'not graded'}: ", style="bold")
-    text.append(reply.answer or "no answer that can be read", style="bold")
+    text.append(printable(reply.answer) or "no answer that can be read", style="bold")
     text.append(
         f"   {reply.num_tokens} tokens, ended by {reply.finish}, {reply.probability:.1%} a token",
         style="dim",
@@ -143,4 +158,6 @@ def _variants(variants: Sequence[Variant]) -> Table:
 def _said(reply: Reply) -> Text:
     mark = {"correct": "✓ ", "": ""}.get(reply.grade, "✗ ")
     style = {"correct": _LABEL, "": ""}.get(reply.grade, "red")
-    return Text(f"{mark}{reply.answer or 'no answer'} ({reply.num_tokens} tokens)", style=style)
+    return Text(
+        f"{mark}{printable(reply.answer) or 'no answer'} ({reply.num_tokens} tokens)", style=style
+    )
