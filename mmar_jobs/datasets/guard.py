@@ -68,9 +68,7 @@ class Hit(Record):
         )
 
 
-def find_hits(
-    rows: Sequence[Question], benchmark: Sequence[Question], sounds: Sounds
-) -> list[Hit]:
+def find_hits(rows: Sequence[Question], benchmark: Sequence[Question], sounds: Sounds) -> list[Hit]:
     """Every hit, in the order of `rows`; `sounds` says which clips sound alike (find_sounds)."""
     owners: dict[tuple[str, str], list[str]] = {}
     for question in benchmark:

@@ -22,7 +22,7 @@ from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mmar_jobs.progress import Tracker, no_bar
-from mmar_jobs.qlora.adapter_file import BASE_DIGEST
+from mmar_jobs.qlora.adapter_file import BASE_DIGEST, open_adapter
 from mmar_jobs.qlora.base_files import check_projections, read_sources
 from mmar_jobs.qlora.merge import AdapterPairs
 from mmar_jobs.qlora.merge_folder import (
@@ -60,9 +60,13 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter by the digests of its two files: a folder here, or an artifact to download."""
+    """An adapter by the digests of its two files: a folder here, or an artifact to download.
+
+    `trained_on` is the digest of its base, None where a foreign adapter does not say.
+    """
 
     digests: Mapping[str, str]
+    trained_on: str | None
     folder: Path | None
     artifact: Artifact | None
 
@@ -82,8 +86,6 @@ def find_adapter(reference: str, *, endpoint_url: str | None = None) -> Adapter:
     """
     address = parse_uri(reference)
     local = Path(address.path) if address.scheme == "file" else None
-    if local is not None and not (local / ADAPTER_WEIGHTS).is_file():
-        raise DataError(f"{local} holds no readable adapter: it lacks {ADAPTER_WEIGHTS}")
     artifact = None
     if local is None or (local / MANIFEST).is_file():
         root, key = split_uri(reference.rstrip("/"))
@@ -94,7 +96,10 @@ def find_adapter(reference: str, *, endpoint_url: str | None = None) -> Adapter:
     if artifact is not None and not recorded.keys() >= set(_FILES):
         raise DataError(f"{reference} is an artifact of {artifact.manifest.stage}, not an adapter")
     if local is None:
-        return Adapter({name: recorded[name] for name in _FILES}, None, artifact)
+        assert artifact is not None
+        trained_on = artifact.manifest.recipe.get("base_digest")
+        return Adapter({name: recorded[name] for name in _FILES}, trained_on, None, artifact)
+    trained_on = open_adapter(local).metadata.get(BASE_DIGEST)
     digests = {name: file_sha256(local / name) for name in _FILES if (local / name).is_file()}
     odd = [name for name in digests if recorded.get(name, digests[name]) != digests[name]]
     if odd:
@@ -102,7 +107,7 @@ def find_adapter(reference: str, *, endpoint_url: str | None = None) -> Adapter:
             f"{local / odd[0]} was changed or damaged after it was written (digest differs from "
             "its manifest): copy the adapter again"
         )
-    return Adapter(digests, local, None)
+    return Adapter(digests, trained_on, local, None)
 
 
 def merge_model(
@@ -124,6 +129,7 @@ def merge_model(
     identity = ModelIdentity(
         base_digest=model_digest(base), adapter_digest=adapter.digests[ADAPTER_WEIGHTS]
     )
+    _check_base(adapter, identity.base_digest, base)
     inputs = {
         "base": identity.base_digest,
         "adapter": adapter.digests[ADAPTER_WEIGHTS],
@@ -145,23 +151,21 @@ def merge_model(
     def open_pairs(scratch: Path) -> AdapterPairs:
         pairs = AdapterPairs(adapter.files(scratch), device=device, num_layers_kept=num_threads + 1)
         check_projections(sources, pairs)
-        _check_base(pairs, identity.base_digest, base)
         return pairs
 
-    job = Job(base, sources, open_pairs, inputs, device)
+    job = Job(sources, open_pairs, inputs, device)
     with _one_torch_thread():
         _, was_finished = merge_to(job, output, num_threads=num_threads, track=placement.track)
     return Merged(output, identity, job.size_bytes, was_finished)
 
 
-def _check_base(pairs: AdapterPairs, base_digest: str, base: Path) -> None:
-    trained_on = pairs.metadata.get(BASE_DIGEST)
-    if trained_on is None:
+def _check_base(adapter: Adapter, base_digest: str, base: Path) -> None:
+    if adapter.trained_on is None:
         structlog.get_logger().warning("adapter_names_no_base", base=str(base))
-    elif trained_on != base_digest:
+    elif adapter.trained_on != base_digest:
         raise GateError(
-            f"the adapter was trained on base {trained_on[:12]}, {base} is {base_digest[:12]}: "
-            "give the base that it was trained on"
+            f"the adapter was trained on base {adapter.trained_on[:12]}, {base} is "
+            f"{base_digest[:12]}: give the base that it was trained on"
         )
 
 

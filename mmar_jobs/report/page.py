@@ -35,21 +35,25 @@ def render_page(
     planned: Planned | None = None,
 ) -> str:
     """The whole page; equal runs give equal text."""
-    return open_templates(Path(__file__).parent).get_template(TEMPLATE).render(
-        run=run,
-        seen=comparison,
-        after_name=_after_name(comparison),
-        headline=headline(run, comparison),
-        changes=count_changes(comparison) if comparison else {},
-        plots={name: Markup(svg) for name, svg in _plots(run, comparison).items()},  # noqa: S704
-        cases=cases,
-        benchmark=benchmark(run),
-        drops=drop_rows(run.iterations),
-        artifacts=artifact_rows(run),
-        settings=settings_groups(run),
-        total_s=sum(sum(row.values()) for row in stage_seconds(run).values()),
-        max_rejects=MAX_REJECTS,
-        planned=planned,
+    return (
+        open_templates(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(
+            run=run,
+            seen=comparison,
+            after_name=_after_name(comparison),
+            headline=headline(run, comparison),
+            changes=count_changes(comparison) if comparison else {},
+            plots={name: Markup(svg) for name, svg in _plots(run, comparison).items()},  # noqa: S704
+            cases=cases,
+            benchmark=benchmark(run),
+            drops=drop_rows(run.iterations),
+            artifacts=artifact_rows(run),
+            settings=settings_groups(run),
+            total_s=sum(sum(row.values()) for row in stage_seconds(run).values()),
+            max_rejects=MAX_REJECTS,
+            planned=planned,
+        )
     )
 
 

@@ -31,7 +31,8 @@ from mmar_jobs.qlora.nf4 import Nf4Weight  # noqa: E402
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPE = torch.float32
-TOLERANCE = {"rtol": 1e-2, "atol": 2e-2} if ON_GPU else {"rtol": 1e-4, "atol": 1e-4}
+# tf32 on a GPU: 10 bits of mantissa, sums over up to 200 rows of standard normals.
+TOLERANCE = {"rtol": 1e-2, "atol": 5e-2} if ON_GPU else {"rtol": 1e-4, "atol": 1e-4}
 FEW = settings(max_examples=12 if ON_GPU else 5, deadline=None)
 
 counts_of_experts = st.lists(st.integers(0, 200), min_size=1, max_size=5)
