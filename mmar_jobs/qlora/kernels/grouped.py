@@ -8,7 +8,7 @@ where torch's loops over experts and waits for each.
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 import triton
@@ -20,6 +20,10 @@ from mmar_jobs.qlora.dropout import NOTHING_DROPPED, DropKey
 from mmar_jobs.qlora.kernels.dropout import KEYS, kept
 
 ROWS = 128  # rows a tile: half of it is masked where an expert has few
+SM90: Final = (9, 0)
+
+# Out-features and in-features of a tile, warps, pipeline stages.
+Tile: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +116,17 @@ def _matmul_kernel(
     tl.store(out_at, total.to(out.dtype.element_ty), inside[:, None] & in_range[None, :])
 
 
-def triton_grouped_matmul(x_SI: Tensor, weight_EIO: Tensor, groups: Groups) -> Tensor:
-    """`grouped_matmul` in Triton; any strides of the weight, unit stride of the rows' columns."""
+def triton_grouped_matmul(
+    x_SI: Tensor, weight_EIO: Tensor, groups: Groups, *, tile: Tile | None = None
+) -> Tensor:
+    """`grouped_matmul` in Triton; any strides of the weight, unit stride of the rows' columns.
+
+    `tile` is that of the device unless given.
+    """
     num_rows, num_in = x_SI.shape
     num_out = weight_EIO.shape[-1]
     out_SO = x_SI.new_empty(num_rows, num_out)
-    tile_out, tile_in, warps, stages = tile_of(_capability(x_SI.device), x_SI.dtype)
+    tile_out, tile_in, warps, stages = tile or tile_of(_capability(x_SI.device), x_SI.dtype)
     _matmul_kernel[(groups.num_tiles * triton.cdiv(num_out, tile_out),)](
         x_SI,
         weight_EIO,
@@ -141,16 +150,13 @@ def triton_grouped_matmul(x_SI: Tensor, weight_EIO: Tensor, groups: Groups) -> T
     return out_SO
 
 
-SM90: Final = (9, 0)
-
-
 @cache
 def _capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
-def tile_of(capability: tuple[int, int] | None, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Out-features and in-features a tile, warps, pipeline stages; SM80 needs 48 KB shared."""
+def tile_of(capability: tuple[int, int] | None, dtype: torch.dtype) -> Tile:
+    """The tile on a GPU of this compute capability; None stands for the interpreter."""
     if capability is None or dtype.itemsize > 2:
         return 64, 32, 4, 2
     return (256, 32, 8, 4) if capability >= SM90 else (128, 32, 8, 4)
