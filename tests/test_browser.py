@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the path"),
 ]
-NAMES = ("report", "compare", "compare-three", "analyze", "inspect")
+NAMES = ("report", "compare", "compare-three", "analyze", "inspect", "doctor")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, world: TinyWorld) -> dict[st
     seen = ["--model", str(tiny_model_folder()), "--questions", str(world.heldout), "--draws", "1"]
     seen += ["--variants", "baseline,v9", "--threads", "1", "--html", str(pages["inspect"])]
     assert 0 == run_command("inspect", [question_id, *seen])
+    examined = ["doctor", str(world.heldout), "--cache", "none", "--html", str(pages["doctor"])]
+    assert 0 == run_command("data", examined)
     return pages
 
 

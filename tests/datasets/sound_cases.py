@@ -5,13 +5,16 @@ import os
 import shutil
 import subprocess
 import wave
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from numpy.typing import NDArray
 
-from mmar_jobs.audio import SAMPLE_RATE_HZ
+from mmar_jobs.audio import MIN_CLIP_S, SAMPLE_RATE_HZ, decode
+from mmar_jobs.datasets.fingerprint import Print, fingerprint
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
@@ -26,6 +29,13 @@ WORDS = [
     "walnut", "winter", "button", "corner",
 ]
 # fmt: on
+# What is done to a clip before LAME gets it at 32 kbit/s, and the rate it is written at.
+COPIES = {
+    "re-encoded": ((), 44_100),
+    "shifted": (("-af", "adelay=731:all=1"), 44_100),
+    "trimmed by 2 s at its start": (("-ss", "2"), 22_050),
+    "trimmed by 2 s at its end": (("-af", "areverse,atrim=2,areverse"), 48_000),
+}
 VOICES = ("en-us", "de", "fr", "es", "it", "pl", "nl", "pt", "sv", "cs", "tr", "fi")
 
 
@@ -76,12 +86,39 @@ def write_wav(path: Path, waveform_N: NDArray[np.floating]) -> Path:
 
 def write_mp3(source: Path, target: Path, *options: str, rate_hz: int = 44_100) -> Path:
     """A copy of a sound file by ffmpeg's LAME at 32 kbit/s; `options` may cut or filter it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    encoder = ["-ar", str(rate_hz), "-b:a", "32k", os.fspath(target)]
-    subprocess.run(
-        ["ffmpeg", "-v", "error", "-y", "-i", os.fspath(source), *options, *encoder], check=True
-    )
+    write_mp3s(source, {target: (options, rate_hz)})
     return target
+
+
+def write_mp3s(source: Path, targets: Mapping[Path, tuple[Sequence[str], int]]) -> None:
+    """The same for several copies at once; each has its options and its rate in Hz."""
+    command = ["ffmpeg", "-v", "error", "-y", "-i", os.fspath(source)]
+    for target, (options, rate_hz) in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command += [*options, "-ar", str(rate_hz), "-b:a", "32k", os.fspath(target)]
+    subprocess.run(command, check=True)
+
+
+def print_file(path: Path) -> Print:
+    """The print of a sound file."""
+    return fingerprint(decode(path.read_bytes(), path.name).waveform)
+
+
+def prints_of(clip: Path, kinds: Sequence[str], folder: Path) -> dict[str, Print]:
+    """The prints of copies of a clip, by the names in COPIES."""
+    targets = {folder / f"{clip.stem}-{i}.mp3": COPIES[kind] for i, kind in enumerate(kinds)}
+    write_mp3s(clip, targets)
+    found = dict(zip(kinds, map(print_file, targets), strict=True))
+    for path in targets:
+        path.unlink()
+    return found
+
+
+def debian_sounds() -> list[Path]:
+    """Recordings that Debian's sound packages ship, those of at least a tenth of a second."""
+    folders = (Path("/usr/share/sounds/freedesktop/stereo"), Path("/usr/share/sounds/alsa"))
+    found = sorted(path for folder in folders for path in folder.glob("*.[ow]*"))
+    return [path for path in found if soundfile.info(path).duration >= MIN_CLIP_S]
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
