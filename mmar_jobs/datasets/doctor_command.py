@@ -82,7 +82,7 @@ def _table(found: Diagnosis) -> Iterator[str]:
         f"{found.uri}: {count(found.num_rows)} rows, {count(found.num_clips)} clips, "
         f"{duration(found.total_s)} of sound, {count(found.audio_tokens)} audio tokens"
     )
-    rows = [("", "least", "median", "95 %", "most")]
+    rows: list[tuple[str, ...]] = [("", "least", "median", "95 %", "most")]
     rows += [(one.name, *(f"{value:,.1f}" for value in _spread(one))) for one in found.measures]
     yield from aligned(rows)
     yield _counts("file rate, Hz", found.file_rates_hz)

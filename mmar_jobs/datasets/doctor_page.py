@@ -77,7 +77,7 @@ def _histogram(picture: _Picture, clips: Sequence[ClipFacts]) -> str:
         axes.spines["bottom"].set_color(GRID)
         axes.set_xlabel(picture.label)
         axes.set_ylabel("clips")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="y", integer=True)
         told = (
             f"{picture.title} of {len(clips)} clips as a histogram, {picture.label}: from "
             f"{values.min():.1f} to {values.max():.1f}, median {np.median(values):.1f}."

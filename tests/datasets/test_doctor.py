@@ -214,12 +214,12 @@ def test_real_sounds_pass_doctor_guard_and_build(
         shutil.copy(path, recordings / "audio")
     train = write_rows(speech, [f"{index}.wav" for index in range(len(SENTENCES))], "speech-")
     benchmark = write_rows(recordings, [path.name for path in RECORDINGS])
-    for questions in (train, benchmark):
-        assert [] == [
-            remark
-            for remark in diagnosis(questions, capsys)["remarks"]
-            if remark["kind"] in {"no question", "unusable clip", "near copy"}
-        ]
+    odd = [diagnosis(questions, capsys)["remarks"] for questions in (train, benchmark)]
+    kinds = [[remark["kind"] for remark in remarks] for remarks in odd]
+    assert [[], ["near copy"]] == kinds
+    # Two packages ship one recording: as WAV and as Vorbis they correlate by 0.99.
+    assert "Noise.wav" in odd[1][0]["text"]
+    assert "audio-test-signal.oga" in odd[1][0]["text"]
     guard = ["guard", str(train), "--benchmark", str(benchmark), "--jobs", "1"]
     assert 0 == run_command("data", guard)
     source = ["--source", f"table={speech}", "--heldout-share", "0.25"]
