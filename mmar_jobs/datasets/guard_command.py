@@ -195,5 +195,5 @@ def _counts(verdict: Verdict) -> Iterator[tuple[int, str]]:
     yield from ((rows_by_rule[rule], f"by {rule}") for rule in Rule)
     yield len(verdict.unheard), "for their clip cannot be examined"
     yield len(verdict.file.bad), "more lines are no question"
-    yield verdict.num_unprintable, "clips too plain to be known by their sound"
-    yield verdict.num_unprintable_benchmark, "such clips in the benchmark"
+    yield verdict.num_unprintable, "clips too plain to be known by their sound alone"
+    yield verdict.num_unprintable_benchmark, "clips of the benchmark too plain to be known by it"

@@ -224,7 +224,7 @@ def test_real_sounds_pass_doctor_guard_and_build(
     assert 0 == run_command("data", guard)
     source = ["--source", f"table={speech}", "--heldout-share", "0.25"]
     assert 0 == run_command("data", ["build", str(tmp_path / "built"), *source])
-    encode = ["ffmpeg", "-v", "error", "-i", str(RECORDINGS[1]), "-b:a", "32k"]
+    encode = ["ffmpeg", "-v", "error", "-i", str(RECORDINGS[3]), "-b:a", "32k"]
     subprocess.run([*encode, str(speech / "audio/0.mp3")], check=True)
     train.write_text(train.read_text().replace("audio/0.wav", "audio/0.mp3"))
     assert "1 of 4 rows" in fails(ExitCode.DATA, "data", *guard)
