@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import Qwen3OmniMoeThinkerConfig, Qwen3OmniMoeThinkerForConditionalGeneration
 
 from mmar_jobs.qlora.foreign import Thinker
-from mmar_jobs.qlora.lora import ATTENTION_PROJECTIONS
+from mmar_jobs.qlora.load import place_nf4
 from mmar_jobs.qlora.memory import ModelShape, Quantization
+from mmar_jobs.qlora.nf4 import Nf4Weight
 
 SHAPES: Final = {
     # Qwen3-Omni-30B-A3B-Thinking's text part, from its config.json.
@@ -41,7 +42,6 @@ SHAPES: Final = {
     ),
 }
 _STD: Final = 0.02
-_EXPERT_WEIGHTS: Final = ("gate_up_proj", "down_proj")
 # The smallest towers that the class accepts; they are taken off again.
 _AUDIO: Final = {
     "num_mel_bins": 16,
@@ -85,8 +85,13 @@ def build_thinker(
     text = model.model
     text.rotary_emb = type(text.rotary_emb)(text.config).to(device)
     generator = torch.Generator(device=device).manual_seed(seed)
+
+    def random_nf4(like: Tensor) -> Nf4Weight:
+        shape = tuple(like.shape)
+        return Nf4Weight.random(shape, device=device, generator=generator, dtype=dtype)
+
     if quantization == "nf4":
-        _fill_nf4(text, generator, dtype=dtype)
+        place_nf4(model, random_nf4)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             drawn = _draw(parameter, generator, dtype=dtype)
@@ -126,27 +131,6 @@ def _config(shape: ModelShape) -> Any:
         image_token_id=last - 1,
         video_token_id=last - 2,
     )
-
-
-def _fill_nf4(text: Any, generator: torch.Generator, *, dtype: torch.dtype) -> None:
-    """Replace experts and attention projections by random NF4 weights of the same shapes."""
-    # bitsandbytes is needed here alone.
-    from mmar_jobs.qlora.nf4 import Nf4Linear, Nf4Weight  # noqa: PLC0415
-
-    def weight(like: Tensor) -> Nf4Weight:
-        return Nf4Weight.random(
-            tuple(like.shape), device=generator.device, generator=generator, dtype=dtype
-        )
-
-    for layer in text.layers:
-        for name in ATTENTION_PROJECTIONS:
-            linear = getattr(layer.self_attn, name)
-            setattr(layer.self_attn, name, Nf4Linear(weight(linear.weight), None))
-        experts: Any = layer.mlp.experts
-        for name in _EXPERT_WEIGHTS:
-            like = getattr(experts, name)
-            delattr(experts, name)
-            setattr(experts, name, weight(like))
 
 
 def _draw(like: Tensor, generator: torch.Generator, *, dtype: torch.dtype) -> Tensor:

@@ -29,6 +29,10 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> to
     has_gpu = torch.cuda.is_available()
     if wanted == "cpu" or (wanted == "auto" and not has_gpu):
         return torch.device("cpu")
+    if not has_gpu:
+        raise SettingsError(
+            "--hardware.device cuda: torch finds no GPU here; use --hardware.device cpu"
+        )
     num_gpus = torch.cuda.device_count()
     if local_rank >= num_gpus:
         raise SettingsError(

@@ -1,10 +1,7 @@
-"""The LoRA linear layer over rows sorted by expert.
+"""The LoRA linear layer over rows sorted by expert: the reference, and what CPUs run.
 
-The one function where all GEMMs of training run.
-
-Not here: routing (routing.py), activation (experts.py). A faster backend (torch grouped_mm, Triton,
-weights decoded from NF4) replaces `grouped_lora_linear` and nothing else. Attention is the case of
-one expert.
+All its GEMMs are here; attention is the case of one expert. Not here: routing (routing.py),
+activation (experts.py), the GPU's own (fused.py).
 
 Legend: S rows sorted by expert, E experts, I in-features, O out-features, R rank, G branches that
 share an input and an A of G·R rows (gate and up: G = 2).

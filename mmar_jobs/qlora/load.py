@@ -11,7 +11,7 @@ Legend: E experts, O out-features, I in-features.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -100,7 +100,7 @@ def outline_thinker(folder: Path, *, dtype: torch.dtype, quantization: Quantizat
     check_config(folder)
     model = _build(folder, dtype)
     if quantization == "nf4":
-        _place_nf4(model)
+        place_nf4(model, _empty_nf4)
     stored = read_stored(folder)
     left_out_bytes = Counter[str]()
     kept: dict[str, Stored] = {}
@@ -138,20 +138,24 @@ def _build(folder: Path, dtype: torch.dtype) -> Thinker:
     return model
 
 
-def _place_nf4(model: Thinker) -> None:
-    """Put NF4 weights without contents where loading will put those with contents."""
+def place_nf4(model: Thinker, make: Callable[[Tensor], Nf4Weight]) -> None:
+    """Put NF4 weights, made from those that they replace, in the place of all projections."""
     for layer in model.model.layers:
         for name in ATTENTION_PROJECTIONS:
             linear = getattr(layer.self_attn, name)
-            weight = Nf4Weight.empty(linear.weight.shape, linear.weight.dtype)
-            setattr(layer.self_attn, name, Nf4Linear(weight, linear.bias))
+            setattr(layer.self_attn, name, Nf4Linear(make(linear.weight), linear.bias))
         experts = getattr(layer.mlp, "experts", None)
         for name in EXPERT_WEIGHTS if experts is not None else ():
-            like = getattr(experts, name)
+            weight = make(getattr(experts, name))
             delattr(experts, name)
-            setattr(experts, name, Nf4Weight.empty(like.shape, like.dtype))
+            setattr(experts, name, weight)
     # The library's own backends need tensors; ours decodes.
     model.set_experts_implementation(BACKEND)
+
+
+def _empty_nf4(like: Tensor) -> Nf4Weight:
+    """What loading fills."""
+    return Nf4Weight.empty(like.shape, like.dtype)
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Size]]:

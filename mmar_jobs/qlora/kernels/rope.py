@@ -10,6 +10,16 @@ from torch import Tensor
 
 
 @triton.jit
+def _normed(source, mask, eps, HALF: tl.constexpr):
+    """Both halves of heads over their root mean square, and its inverse."""
+    left = tl.load(source, mask, 0).to(tl.float32)
+    right = tl.load(source + HALF, mask, 0).to(tl.float32)
+    square = tl.sum(left * left, 1) + tl.sum(right * right, 1)
+    inverse = tl.rsqrt(square / (2 * HALF) + eps)[:, None]
+    return left * inverse, right * inverse, inverse
+
+
+@triton.jit
 def _forward_kernel(
     x,
     weight,
@@ -27,13 +37,10 @@ def _forward_kernel(
     at = tl.arange(0, HALF)
     mask = (head < num_heads)[:, None] & (at < HALF)[None, :]
     source = x + token * x_stride + head[:, None] * (2 * HALF) + at[None, :]
-    left = tl.load(source, mask, 0).to(tl.float32)
-    right = tl.load(source + HALF, mask, 0).to(tl.float32)
-    square = tl.sum(left * left, 1) + tl.sum(right * right, 1)
-    inverse = tl.rsqrt(square / (2 * HALF) + eps)[:, None]
+    left, right, _ = _normed(source, mask, eps, HALF)
     element = out.dtype.element_ty
-    left = ((left * inverse).to(element) * tl.load(weight + at)[None, :]).to(tl.float32)
-    right = ((right * inverse).to(element) * tl.load(weight + HALF + at)[None, :]).to(tl.float32)
+    left = (left.to(element) * tl.load(weight + at)[None, :]).to(tl.float32)
+    right = (right.to(element) * tl.load(weight + HALF + at)[None, :]).to(tl.float32)
     c = tl.load(cos + token * (2 * HALF) + at).to(tl.float32)[None, :]
     s = tl.load(sin + token * (2 * HALF) + at).to(tl.float32)[None, :]
     target = out + (token * num_heads + head[:, None]) * (2 * HALF) + at[None, :]
@@ -63,11 +70,7 @@ def _backward_kernel(
     at = tl.arange(0, HALF)
     mask = (head < num_heads)[:, None] & (at < HALF)[None, :]
     source = x + token * x_stride + head[:, None] * (2 * HALF) + at[None, :]
-    left = tl.load(source, mask, 0).to(tl.float32)
-    right = tl.load(source + HALF, mask, 0).to(tl.float32)
-    square = tl.sum(left * left, 1) + tl.sum(right * right, 1)
-    inverse = tl.rsqrt(square / (2 * HALF) + eps)[:, None]
-    left, right = left * inverse, right * inverse
+    left, right, inverse = _normed(source, mask, eps, HALF)
     c = tl.load(cos + token * (2 * HALF) + at).to(tl.float32)[None, :]
     s = tl.load(sin + token * (2 * HALF) + at).to(tl.float32)[None, :]
     grad_at = grad_out + token * grad_out_stride_token + at[None, :]
