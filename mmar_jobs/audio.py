@@ -119,6 +119,15 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     return Clip(mono.astype(np.float32, copy=False), duration_s, rate_hz, channels)
 
 
+def encode_wav(clip: Clip) -> bytes:
+    """The clip as a WAV file of 32-bit floats: who decodes it has our samples to the last bit."""
+    import soundfile  # noqa: PLC0415 - heavy, see decode
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, clip.waveform, SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
+    return buffer.getvalue()
+
+
 def check_length(duration_s: float, max_s: float | None, name: str) -> None:
     """Raise DataError when a clip is more than PADDING_S longer than `max_s` seconds."""
     if max_s is not None and duration_s > max_s + PADDING_S:
