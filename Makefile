@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # uv from PATH, else one installed beside the project: nothing outside this folder is touched.
 UV := $(shell command -v uv || echo .uv/bin/uv)
-RUN := $(UV) run --locked --extra local --no-progress
+RUN := $(UV) run --locked --all-extras --no-progress
 SEED ?= 0
 DEMO := demo/seed-$(SEED)
 
@@ -24,7 +24,7 @@ help: ## list the verbs
 		--target .uv uv
 
 setup: $(UV) ## install everything the other verbs need, pinned by uv.lock
-	@$(UV) sync --locked --extra local --quiet
+	@$(UV) sync --locked --all-extras --quiet
 
 demo: setup ## run the main job on this machine: tiny model, synthetic benchmark (SEED=0)
 	@$(RUN) mmar-jobs tiny world $(DEMO)/world --seed $(SEED) >/dev/null

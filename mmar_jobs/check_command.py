@@ -6,23 +6,23 @@ Not here: the rules themselves (submission.py, score.py).
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from mmar_jobs.analysis.lines import open_lines
 from mmar_jobs.analysis.merged import merge_rows, unscriptable
-from mmar_jobs.analysis.outcomes import parse_row
-from mmar_jobs.analysis.output import write_text
 from mmar_jobs.arguments import Parser
-from mmar_jobs.datasets.mmar import BadRow, parse_questions
+from mmar_jobs.columns import aligned
 from mmar_jobs.errors import DataError, ExitCode, SettingsError
 from mmar_jobs.judge.command import add_arguments, score_rubrics
+from mmar_jobs.lines import open_lines
 from mmar_jobs.logs import configure
-from mmar_jobs.records import Question
+from mmar_jobs.output import write_output
+from mmar_jobs.prediction_file import read_rows
+from mmar_jobs.question_file import read_question_file
 from mmar_jobs.score import Accuracy, Score, score
 from mmar_jobs.store import read_uri
-from mmar_jobs.submission import problems, read_predictions
+from mmar_jobs.submission import problems
 
 _NUM_SHOWN: Final = 3
 
@@ -33,7 +33,7 @@ def validate(arguments: Sequence[str]) -> int:
     parser.add_argument("zip", metavar="ZIP", help="submission.zip, path or URI")
     _add_meta(parser)
     chosen = parser.parse_args(arguments)
-    found = problems(read_uri(chosen.zip), read_meta(chosen.meta))
+    found = problems(read_uri(chosen.zip), read_question_file(chosen.meta))
     sys.stdout.writelines(f"{problem}\n" for problem in found)
     if found:
         raise DataError(f"{chosen.zip} has {len(found)} problems")
@@ -61,28 +61,25 @@ def score_predictions(arguments: Sequence[str]) -> int:
     )
     add_arguments(parser)
     chosen = parser.parse_args(arguments)
-    questions = read_meta(chosen.meta)
+    questions = read_question_file(chosen.meta)
+    rows = read_rows(chosen.predictions)
     if chosen.merged is not None:
-        _write_merged(chosen.merged, chosen.predictions, chosen.meta)
+        _write_merged(chosen.merged, rows, chosen.meta)
     if chosen.rubrics or chosen.estimate:
-        return score_rubrics(chosen, questions)
-    answers = read_predictions(read_uri(chosen.predictions), chosen.predictions)
-    scored = score(answers, questions)
+        return score_rubrics(chosen, questions, rows)
+    answers = {key: row.get("answer_prediction") for key, row in rows.items()}
+    scored = score({key: text for key, text in answers.items() if text is not None}, questions)
     text = scored.model_dump_json(indent=1) if chosen.json else "\n".join(_table(scored))
     sys.stdout.write(f"{text}\n")
     return ExitCode.DONE
 
 
-def _write_merged(path: Path, predictions: str, meta: str) -> None:
+def _write_merged(path: Path, rows: Mapping[str, Mapping[str, Any]], meta: str) -> None:
     if path.suffix != ".jsonl":
         raise SettingsError(f"--merged {path} must end in .jsonl: the official scripts look at it")
-    by_id = {}
-    for line in open_lines(predictions):
-        row = parse_row(line, predictions)
-        by_id[row["id"]] = row
-    rows = list(merge_rows((json.loads(line.text) for line in open_lines(meta)), by_id))
-    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-    unknown = unscriptable(rows)
+    merged = list(merge_rows((json.loads(line.text) for line in open_lines(meta)), rows))
+    write_output(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in merged))
+    unknown = unscriptable(merged)
     if unknown:
         configure("auto").warning(
             "merged_not_scriptable",
@@ -100,32 +97,26 @@ def _add_meta(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_meta(uri: str) -> list[Question]:
-    """The benchmark's questions; here a bad row is an error, or the score would leave it out."""
-    questions: list[Question] = []
-    for row in parse_questions(read_uri(uri).splitlines(), Path(uri).name):
-        if isinstance(row, BadRow):
-            raise DataError(f"{uri} line {row.line_number}: {row.reason}")
-        questions.append(row)
-    if not questions:
-        raise DataError(f"{uri} holds no question: give the benchmark's meta file")
-    return questions
-
-
 def _table(scored: Score) -> list[str]:
-    rows: list[tuple[str, Accuracy]] = [("all", scored)]
-    rows += [(f"  {name or '(none)'}", row) for name, row in scored.by_category.items()]
-    rows += [(f"    {name or '(none)'}", row) for name, row in scored.by_sub_category.items()]
-    width = max(len(name) for name, _ in rows)
-    head = f"{'':<{width}}  items answered  official (95 %)        strict (95 %)"
-    return [head, *(_line(name, width, row) for name, row in rows), *_remarks(scored)]
+    groupings = {
+        "modality": scored.by_modality,
+        "category": scored.by_category,
+        "sub-category": scored.by_sub_category,
+    }
+    rows = [("", "items", "answered", "official (95 %)", "strict (95 %)"), _cells("all", scored)]
+    for grouping, groups in groupings.items():
+        rows.append((grouping, "", "", "", ""))
+        rows += [_cells(f"  {name or '(none)'}", row) for name, row in groups.items()]
+    return [*aligned(rows), *_remarks(scored)]
 
 
-def _line(name: str, width: int, row: Accuracy) -> str:
+def _cells(name: str, row: Accuracy) -> tuple[str, ...]:
     return (
-        f"{name:<{width}}  {row.num_items:>5} {row.num_answered:>8}  "
-        f"{_interval(row.official_accuracy, row.official_accuracy_ci95):<22} "
-        f"{_interval(row.strict_accuracy, row.strict_accuracy_ci95)}"
+        name,
+        str(row.num_items),
+        str(row.num_answered),
+        _interval(row.official_accuracy, row.official_accuracy_ci95),
+        _interval(row.strict_accuracy, row.strict_accuracy_ci95),
     )
 
 
@@ -143,10 +134,11 @@ def _remarks(scored: Score) -> list[str]:
         more = ", …" if scored.num_order_blind > _NUM_SHOWN else ""
         remarks.append(
             f"Order-blind: on {scored.num_order_blind} items the official matcher accepts a wrong "
-            f"choice ({shown}{more}); {scored.num_official_only} predictions are right for it only."
+            f"choice ({shown}{more}). Predictions that only it takes for right: "
+            f"{scored.num_official_only}."
         )
     if scored.num_unknown:
-        remarks.append(f"{scored.num_unknown} predictions have an id that META lacks: ignored.")
+        remarks.append(f"Ignored predictions, with ids that META lacks: {scored.num_unknown}.")
     return remarks
 
 

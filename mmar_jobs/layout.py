@@ -65,7 +65,7 @@ def answers_key(run_id: str, model_hash: str, *, muted: bool = False) -> str:
 
 
 def clip_embeds_key(tower: str) -> str:
-    """Audio embeddings of clips by one `tower` (a digest), for all runs; safe to delete any time."""
+    """Clips' embeddings by one audio tower (its digest), for all runs; safe to delete any time."""
     return f"clip-embeds/{tower}"
 
 

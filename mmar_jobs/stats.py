@@ -93,13 +93,27 @@ def bootstrap_gain_by_cluster(
     return float(low), float(high)
 
 
-def binomial_at_most(k: int, n: int, p: float) -> float:
-    """P(at most k of n) where each has probability p; at least 8 digits."""
-    if not 0 <= k <= n or not 0 <= p <= 1:
-        raise ValueError(f"{k} of {n} with probability {p}")
-    if p in {0.0, 1.0} or k == n:
-        return 1.0 if p == 0 or k == n else 0.0
-    return _binomial_tail(n - k, n, 1 - p)
+def fisher_fewer(k: int, n: int, num_right: int, num: int) -> float:
+    """One-sided exact p-value for a group of n having as few as k of all `num_right` right ones.
+
+    Fisher's exact test (1934) of the group against the other `num` - n items; both may be small. At
+    least 8 digits; 1 where there are no others.
+    """
+    least, most = max(0, n - (num - num_right)), min(n, num_right)
+    if not 0 <= num_right <= num or not 0 <= n <= num or not least <= k <= most:
+        raise ValueError(f"{k} of {n} where {num_right} of {num} are right")
+    if k == most:
+        return 1.0
+    if k * num >= n * num_right:  # from the mean on, terms would grow before they vanish
+        return 1.0 - fisher_fewer(n - k - 1, n, num - num_right, num)
+    log_term = _log_ways(num_right, k) + _log_ways(num - num_right, n - k) - _log_ways(num, n)
+    total, share = 1.0, 1.0
+    for i in range(k, least, -1):
+        share *= i / (num_right - i + 1) * ((num - num_right - n + i) / (n - i + 1))
+        total += share
+        if share < 1e-17 * total:
+            break
+    return min(1.0, math.exp(log_term) * total)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -165,28 +179,21 @@ def _fair_coin_tail(k: int, n: int) -> float:
     """
     if not 0 <= k <= n:
         raise ValueError(f"{k} of {n} discordant pairs")
-    if n > _MAX_WHOLE:
-        return _binomial_tail(k, n, 0.5)
-    return sum(math.comb(n, i) for i in range(k, n + 1)) / (1 << n)
-
-
-def _binomial_tail(k: int, n: int, p: float) -> float:
-    """P(at least k of n), 0 < p < 1; terms from k on, each from the one before, until they vanish.
-
-    Below the mean the terms grow first, so there it is 1 minus the other tail.
-    """
     if k == 0:
         return 1.0
-    if k < n * p:
-        return 1.0 - _binomial_tail(n - k + 1, n, 1 - p)
-    log_term = (
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-        + k * math.log(p) + (n - k) * math.log1p(-p)
-    )  # fmt: skip
+    if n <= _MAX_WHOLE:
+        return sum(math.comb(n, i) for i in range(k, n + 1)) / (1 << n)
+    if 2 * k < n:  # below the mean, terms would grow before they vanish
+        return 1.0 - _fair_coin_tail(n - k + 1, n)
     total, share = 1.0, 1.0
     for i in range(k, n):
-        share *= (n - i) / (i + 1) * (p / (1 - p))
+        share *= (n - i) / (i + 1)
         total += share
         if share < 1e-17 * total:
             break
-    return min(1.0, math.exp(log_term) * total)
+    return min(1.0, math.exp(_log_ways(n, k) - n * math.log(2)) * total)
+
+
+def _log_ways(n: int, k: int) -> float:
+    """Logarithm of the number of ways to choose k of n."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

@@ -1,4 +1,4 @@
-"""The benchmark's submission file as bytes: pack it, name every problem of one, read its answers.
+"""The benchmark's submission file as bytes: pack it, unpack it, name every problem of one.
 
 Not here: files and stores; the caller reads and writes the bytes. Nothing is repaired: a wrong
 submission is refused with its reasons.
@@ -19,7 +19,6 @@ RESULT_NAME: Final = "result.jsonl"
 MAX_THINKING_CHARACTERS: Final = 9_999
 # 1,000 items of 10,000 four-byte characters are 40 MB; beyond this it is no submission but a bomb.
 MAX_RESULT_BYTES: Final = 64 * 1024 * 1024
-_ZIP_MAGIC: Final = b"PK"
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _UNIX: Final = 3
 
@@ -86,33 +85,6 @@ def problems(data: bytes, questions: Sequence[Question]) -> list[str]:
     found += [f"duplicate id {key!r}: {num} lines" for key, num in counts.items() if num > 1]
     found += [f"missing id {key!r}" for key in choices_by_id if key not in counts]
     return found
-
-
-def read_predictions(data: bytes, name: str) -> dict[str, str]:
-    """Answers by question id from a submission zip or JSONL rows; `name` appears in errors.
-
-    Rows without `answer_prediction` count as unanswered and are left out. DataError for anything
-    that cannot be read without guessing.
-    """
-    try:
-        result = unpack_result(data) if data.startswith(_ZIP_MAGIC) else data
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-    answers: dict[str, str | None] = {}
-    for line_number, row, problem in _rows(result):
-        if problem:
-            raise DataError(f"{name}: {problem}")
-        key, answer = row.get("id"), row.get("answer_prediction")
-        if not isinstance(key, str) or not isinstance(answer, str | None):
-            raise DataError(f"{name}: line {line_number}: id and answer_prediction must be text")
-        if key in answers:
-            raise DataError(
-                f"{name}: line {line_number}: duplicate id {key!r}: keep one line of it"
-            )
-        answers[key] = answer
-    if not answers:
-        raise DataError(f"{name}: has no predictions")
-    return {key: answer for key, answer in answers.items() if answer is not None}
 
 
 def _zip_of(result: bytes) -> bytes:

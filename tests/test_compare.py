@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from mmar_jobs.analysis.compare import Comparison, Finding, compare
 from mmar_jobs.analysis.items import clip_length_s, length_name, read_items
-from mmar_jobs.analysis.lines import open_lines
 from mmar_jobs.analysis.outcomes import Matcher, judge_answer, read_outcomes
 from mmar_jobs.cli import run_command
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.grade import parse_answer
+from mmar_jobs.lines import open_lines
 from mmar_jobs.score import official_correct
 from mmar_jobs.stats import bootstrap_gain, mcnemar
 from tests.fakes import Fails
@@ -247,7 +247,7 @@ def test_the_official_matcher_can_be_asked_for(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda rows: rows[:-3], "3 of 40 questions have no prediction: 'q37', 'q38', 'q39'"),
+        (lambda rows: rows[:-3], "no prediction of 3 of 40 questions: 'q37', 'q38', 'q39'"),
         (lambda rows: [*rows, rows[4]], "line 41: duplicate id 'q4'"),
         (lambda rows: [*rows, {**rows[0], "id": "stranger"}], "1 unknown ids: 'stranger'"),
         (lambda rows: [{**row, "id": f"x{i}"} for i, row in enumerate(rows)], "another benchmark"),

@@ -1,6 +1,7 @@
 """Tests of the whole loop: its order, its resumption at every point, and its verdicts."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mmar_jobs.records import Candidate, Example, Prediction
 from mmar_jobs.settings import EvaluateCommand, GenerateCommand, RunCommand
 from mmar_jobs.stages import evaluate, generate
 from mmar_jobs.store import Store, open_store
-from mmar_jobs.submission import read_predictions
+from mmar_jobs.submission import unpack_result
 from mmar_jobs.summary import render_summary
 from mmar_jobs.tiny.build import TinyWorld
 from mmar_jobs.verdict import Decision
@@ -58,7 +59,8 @@ def test_run_ends_with_a_right_submission(
 ) -> None:
     """The promoted model answers, and the zip holds its answer to every benchmark question."""
     command, submission, _ = done
-    answers = read_predictions(submission.read_bytes("submission.zip"), "submission.zip")
+    result = unpack_result(submission.read_bytes("submission.zip"))
+    answers = {row["id"]: row["answer_prediction"] for row in map(json.loads, result.splitlines())}
     rows = Scripted(world).rows
     assert 6 == len(answers)
     assert {key: rows[key]["answer"] for key in answers} == answers

@@ -18,7 +18,7 @@ from mmar_jobs.planning.assumptions import ASSUMPTIONS, with_changes
 from mmar_jobs.planning.estimate import Job, Plan, checkpoint_bytes, estimate
 from mmar_jobs.planning.prices import read_prices
 from mmar_jobs.planning.shape import REFERENCE, read_shape
-from mmar_jobs.planning.text import aligned, duration, size
+from mmar_jobs.planning.text import duration, size
 from mmar_jobs.report import write_report
 from mmar_jobs.store import open_store
 from mmar_jobs.tiny.build import TinyWorld
@@ -248,7 +248,6 @@ def test_words_of_amounts() -> None:
     assert ["999 B", "1.5 kB", "2.0 GB"] == [size(999), size(1500), size(2e9)]
     said = [duration(seconds) for seconds in (40, 720, 18_600, 273_600)]
     assert ["40 s", "12 min", "5 h 10 min", "3 d 4 h"] == said
-    assert ["a    1", "bb  22"] == aligned([("a", "1"), ("bb", "22")])
 
 
 def test_plan_is_kept_only_before_the_run(

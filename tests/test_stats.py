@@ -12,6 +12,8 @@ from scipy import stats as scipy_stats
 from mmar_jobs.stats import (
     above_chance,
     bootstrap_gain,
+    bootstrap_gain_by_cluster,
+    fisher_fewer,
     holm,
     mcnemar,
     mcnemar_greater,
@@ -39,7 +41,9 @@ def test_a_thousand_items_give_about_three_points() -> None:
     assert 0.031 == pytest.approx((high - low) / 2, abs=5e-4)
 
 
-@given(st.integers(0, 300), st.integers(0, 300))
+@given(
+    st.integers(0, 300) | st.integers(900, 100_000), st.integers(0, 300) | st.integers(900, 100_000)
+)
 def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
     """Both sides agree with scipy's binomial test on the discordant pairs."""
     if b + c == 0:
@@ -92,6 +96,50 @@ def test_the_bootstrap_is_seeded_and_holds_the_estimate(
     assert -1.0 <= low <= high <= 1.0
     if n:
         assert low <= (c - b) / n <= high
+
+
+def test_clusters_of_one_are_items() -> None:
+    """Where no clip is shared, drawing clips is drawing questions, up to the draws' own noise."""
+    gains = [-1] * 30 + [1] * 60 + [0] * 110
+    ends = bootstrap_gain_by_cluster(gains, [1] * 200, seed=0)
+    assert bootstrap_gain(30, 60, 200, seed=0) == pytest.approx(ends, abs=0.006)
+    assert (0.0, 0.0) == bootstrap_gain_by_cluster([], [], seed=0)
+
+
+def test_cluster_intervals_cover_the_true_gain() -> None:
+    """Five questions of a clip that flip together: whole clips keep the promise, questions do not.
+
+    Each of 100 clips is won as a whole in 20 %, lost in 10 %.
+    """
+    rng = np.random.default_rng(5)
+    covered = alone = 0
+    for seed in range(300):
+        gains = rng.choice([-5, 5, 0], size=100, p=[0.1, 0.2, 0.7])
+        low, high = bootstrap_gain_by_cluster(
+            gains.tolist(), [5] * 100, seed=seed, num_resamples=1_000
+        )
+        covered += low <= 0.1 <= high
+        lost, won = 5 * int((gains < 0).sum()), 5 * int((gains > 0).sum())
+        low, high = bootstrap_gain(lost, won, 500, seed=seed, num_resamples=1_000)
+        alone += low <= 0.1 <= high
+    assert 0.90 < covered / 300 < 0.985
+    assert alone / 300 < 0.75
+
+
+@given(st.integers(1, 60) | st.integers(1, 1_000_000), st.data())
+def test_fisher_agrees_with_scipy(num: int, data: st.DataObject) -> None:
+    """The tail of the hypergeometric distribution, for any group of any size."""
+    num_right, n = data.draw(st.integers(0, num)), data.draw(st.integers(0, num))
+    k = data.draw(st.integers(max(0, n - (num - num_right)), min(n, num_right)))
+    known = scipy_stats.hypergeom.cdf(k, num, num_right, n)
+    assert known == pytest.approx(fisher_fewer(k, n, num_right, num), rel=1e-7, abs=1e-300)
+
+
+def test_fisher_counts_with_the_uncertainty_of_both_groups() -> None:
+    """The lady who tastes tea, and 52 of 86 right beside 10 of 14: no evidence, for 14 are few."""
+    assert 1 / 70 == pytest.approx(fisher_fewer(0, 4, 4, 8))
+    assert 0.319 == pytest.approx(fisher_fewer(52, 86, 62, 100), abs=1e-3)
+    assert 1.0 == fisher_fewer(3, 7, 3, 7)
 
 
 def test_holm_is_right_by_hand() -> None:
@@ -170,6 +218,8 @@ def test_impossible_counts_are_refused() -> None:
         mcnemar(-1, 2)
     with pytest.raises(ValueError, match="discordant pairs"):
         bootstrap_gain(3, 3, 5, seed=0)
+    with pytest.raises(ValueError, match="4 of 5 where 3 of 9 are right"):
+        fisher_fewer(4, 5, 3, 9)
     with pytest.raises(ValueError, match="2 correct of 1"):
         above_chance(2, [4])
     with pytest.raises(ValueError, match="with choices"):

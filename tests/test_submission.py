@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmar_jobs.errors import DataError, GateError
+from mmar_jobs.errors import GateError
 from mmar_jobs.records import Prediction, Question
 from mmar_jobs.submission import (
     MAX_RESULT_BYTES,
@@ -17,7 +17,6 @@ from mmar_jobs.submission import (
     num_over_long,
     pack,
     problems,
-    read_predictions,
 )
 
 QUESTIONS = [
@@ -53,14 +52,13 @@ def jsonl_of(*rows: object) -> bytes:
 
 
 def test_a_packed_submission_has_no_problems() -> None:
-    """What pack makes is what validate accepts, one file at top level, and reads back."""
+    """What pack makes is what validate accepts: one file at top level."""
     data = pack(PREDICTIONS, QUESTIONS)
     assert [] == problems(data, QUESTIONS)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert ["result.jsonl"] == archive.namelist()
         rows = [json.loads(line) for line in archive.read("result.jsonl").splitlines()]
     assert ROWS == rows
-    assert {"q0": "Yes", "q1": "Yes", "q2": "Yes"} == read_predictions(data, "s.zip")
 
 
 def test_the_bytes_never_change() -> None:
@@ -231,30 +229,3 @@ def test_no_damage_raises(data: st.DataObject) -> None:
         place = data.draw(st.integers(0, len(damaged) - 1))
         damaged[place] = data.draw(st.integers(0, 255))
     assert all(isinstance(problem, str) for problem in problems(bytes(damaged), QUESTIONS))
-
-
-def test_predictions_are_read_from_rows_too() -> None:
-    """JSON lines with two fields are enough for a score; no answer means unanswered."""
-    rows = [
-        {"id": "q0", "answer_prediction": "Yes"},
-        {"id": "q1"},
-        {"id": "q2", "answer_prediction": None},
-    ]
-    assert {"q0": "Yes"} == read_predictions(jsonl_of(*rows), "p.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("data", "problem"),
-    [
-        (b"", "p: has no predictions"),
-        (b"{broken", "p: line 1: is not JSON"),
-        (jsonl_of({"answer_prediction": "Yes"}), "p: line 1: id and answer_prediction must be"),
-        (jsonl_of({"id": "a", "answer_prediction": 3}), "p: line 1: id and answer_prediction must"),
-        (jsonl_of({"id": "a"}, {"id": "a"}), "p: line 2: duplicate id 'a'"),
-        (b"PK\x03\x04", "p: not a readable zip file"),
-    ],
-)
-def test_unreadable_predictions_are_an_error(data: bytes, problem: str) -> None:
-    """A score is never made of half a file."""
-    with pytest.raises(DataError, match=problem):
-        read_predictions(data, "p")

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from mmar_jobs.analysis.compare import compare as compare_files
 from mmar_jobs.analysis.items import read_items
-from mmar_jobs.analysis.lines import open_lines
 from mmar_jobs.analysis.outcomes import Matcher, read_outcomes
-from mmar_jobs.analysis.output import write_text
 from mmar_jobs.analysis.survey import failed_rows, survey
 from mmar_jobs.analysis.survey_text import table as survey_table
 from mmar_jobs.analysis.text import table
-from mmar_jobs.arguments import Parser
+from mmar_jobs.arguments import Parser, whole_number
 from mmar_jobs.errors import ExitCode, SettingsError
+from mmar_jobs.lines import open_lines
+from mmar_jobs.output import write_output
 
 if TYPE_CHECKING:
     from mmar_jobs.analysis.sound import Sounds
@@ -46,7 +46,7 @@ def compare(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--max-items",
-        type=_count,
+        type=whole_number(0),
         default=100,
         help="flipped questions that the page shows of each pair (default: 100)",
     )
@@ -65,7 +65,7 @@ def compare(arguments: Sequence[str]) -> int:
         html = render_comparison(
             found, items, files, sounds=_sounds(chosen), max_items=chosen.max_items
         )
-        write_text(chosen.html, html)
+        write_output(chosen.html, html)
     shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(table(found))
     sys.stdout.write(f"{shown}\n")
     return ExitCode.DONE
@@ -79,11 +79,14 @@ def analyze(arguments: Sequence[str]) -> int:
     )
     _add_common(parser)
     parser.add_argument(
-        "--worst", type=_count, default=10, help="groups that the list of worst has (default: 10)"
+        "--worst",
+        type=whole_number(0),
+        default=10,
+        help="groups that the list of worst has (default: 10)",
     )
     parser.add_argument(
         "--max-items",
-        type=_count,
+        type=whole_number(0),
         default=100,
         help="failed questions that the page shows (default: 100)",
     )
@@ -106,10 +109,10 @@ def analyze(arguments: Sequence[str]) -> int:
         limits = (chosen.worst, chosen.max_items)
         sounds = _sounds(chosen)
         html = render_survey(found, items, file, signs_Q=signs_Q, sounds=sounds, limits=limits)
-        write_text(chosen.html, html)
+        write_output(chosen.html, html)
     if chosen.export is not None:
         rows = failed_rows(items, file, signs_Q)
-        write_text(chosen.export, "".join(f"{json.dumps(row)}\n" for row in rows))
+        write_output(chosen.export, "".join(f"{json.dumps(row)}\n" for row in rows))
     lines_of_text = survey_table(found, chosen.worst)
     shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(lines_of_text)
     sys.stdout.write(f"{shown}\n")
@@ -149,18 +152,11 @@ def _add_common(parser: Parser) -> None:
     )
     parser.add_argument(
         "--embed-mb",
-        type=_count,
+        type=whole_number(0),
         default=20,
         help="MiB of clips to put into the page; the others are played from their files "
         "(default: 20)",
     )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
 
 
 def _names(uris: Sequence[str]) -> list[str]:

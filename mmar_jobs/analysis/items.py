@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmar_jobs.analysis.lines import Line, Lines
 from mmar_jobs.datasets.mmar import BENCHMARK_MARK, BadRow, parse_questions
 from mmar_jobs.errors import DataError
+from mmar_jobs.lines import Line, Lines
 from mmar_jobs.records import MAX_CHOICES, MIN_CHOICES, Question, canonical
 
 DIMENSIONS: Final = ("modality", "category", "sub_category", "num_choices", "clip_length")

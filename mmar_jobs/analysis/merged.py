@@ -32,7 +32,7 @@ def merge_rows(
     """
     for row in meta:
         merged = {_OWN_FIELDS.get(name, name): value for name, value in row.items()}
-        found = predictions.get(row["id"], {})
+        found = predictions.get(str(row["id"]), {})
         answer = found.get("answer_prediction")
         if answer is not None:
             merged["model_prediction"] = answer

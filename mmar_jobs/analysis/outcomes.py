@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmar_jobs.analysis.items import Items
-from mmar_jobs.analysis.lines import Line, Lines
 from mmar_jobs.errors import DataError
 from mmar_jobs.grade import parse_answer
+from mmar_jobs.lines import Lines
+from mmar_jobs.prediction_file import duplicate, parse_row
 from mmar_jobs.score import official_correct
 
 _NUM_SHOWN: Final = 5
@@ -69,9 +70,7 @@ def read_outcomes(lines: Lines, items: Items, *, matcher: Matcher, name: str) ->
             unknown.append(row["id"])
             continue
         if offset_Q[i] >= 0:
-            raise DataError(
-                f"{lines.name} line {line.number}: duplicate id {row['id']!r}: keep one line of it"
-            )
+            raise duplicate(line, lines.name, row["id"])
         offset_Q[i] = line.offset
         answer = row.get("answer_prediction")
         if answer is not None:
@@ -98,42 +97,26 @@ def judge_answer(
     return is_right, is_named
 
 
-def parse_row(line: Line, name: str) -> dict[str, Any]:
-    """One prediction row, its id and fields of the right kind; DataError names what is wrong."""
-    try:
-        row = json.loads(line.text)
-    except UnicodeDecodeError:
-        raise DataError(f"{name}: line {line.number}: is not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: line {line.number}: is not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-        raise DataError(f"{name}: line {line.number}: is not a prediction: it has no id")
-    for field in ("answer_prediction", "thinking_prediction"):
-        if not isinstance(row.get(field), str | None):
-            raise DataError(f"{name}: line {line.number}: {field} must be text")
-    return row
-
-
 def _check_ids(
     name: str, num_rows: int, unknown: list[str], offset_Q: NDArray[np.int64], items: Items
 ) -> None:
     if not num_rows:
-        raise DataError(f"{name}: has no predictions")
+        raise DataError(f"{name} has no predictions: give JSONL rows or a submission zip")
     if len(unknown) > _MAX_UNKNOWN * num_rows:
         raise DataError(
-            f"{name}: answers another benchmark: {len(unknown)} of its {num_rows} ids are not in "
+            f"{name} answers another benchmark: {len(unknown)} of its {num_rows} ids are not in "
             f"{items.lines.name}, the first is {unknown[0]!r}: give the META that it answers"
         )
     if unknown:
         raise DataError(
-            f"{name}: {len(unknown)} unknown ids: {_listed(unknown)}: leave these rows out, or "
+            f"{name} has {len(unknown)} unknown ids: {_listed(unknown)}: leave these rows out, or "
             "give the META that has them"
         )
     missing = np.flatnonzero(offset_Q < 0)
     if len(missing):
         shown = [items.ids[i] for i in islice(missing, _NUM_SHOWN)]
         raise DataError(
-            f"{name}: {len(missing)} of {len(items.ids)} questions have no prediction: "
+            f"{name} has no prediction of {len(missing)} of {len(items.ids)} questions: "
             f"{_listed(shown, len(missing))}: predict them, or give a META without them"
         )
 

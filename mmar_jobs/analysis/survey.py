@@ -18,7 +18,7 @@ from mmar_jobs.analysis.outcomes import Matcher, Outcomes
 from mmar_jobs.analysis.signs import SIGN_TEXT, Sign, find_signs, script_counts
 from mmar_jobs.datasets.mmar import BENCHMARK_MARK
 from mmar_jobs.records import Record
-from mmar_jobs.stats import binomial_at_most, holm, wilson_interval
+from mmar_jobs.stats import fisher_fewer, holm, wilson_interval
 
 ALPHA: Final = 0.05
 _NUM_BINS: Final = 40
@@ -27,8 +27,8 @@ _NUM_BINS: Final = 40
 class GroupErrors(Record):
     """Wrong answers of one group; `num_excess` are those beyond the share of all other questions.
 
-    `p_value_holm` is one-sided: so few right by chance, were the group like the others; adjusted
-    for the groups of its dimension.
+    `p_value_holm` is Fisher's exact test, one-sided: so few right by chance, were the group like
+    the others; adjusted for the groups of its dimension.
     """
 
     dimension: str
@@ -148,10 +148,7 @@ def _errors(dimension: str, groups: Groups, right_Q: NDArray[np.bool_]) -> tuple
         for n, right in zip(ns, rights, strict=True)
     ]
     p_values = holm(
-        [
-            binomial_at_most(right, n, rate) if num > n else 1.0
-            for n, right, rate in zip(ns, rights, elsewhere, strict=True)
-        ]
+        [fisher_fewer(right, n, num_right, num) for n, right in zip(ns, rights, strict=True)]
     )
     return tuple(
         GroupErrors(

@@ -14,6 +14,7 @@ from mmar_jobs.analysis.compare import (
     Pair,
     worst_first,
 )
+from mmar_jobs.columns import aligned
 
 MINUS: Final = "\N{MINUS SIGN}"
 DIMENSION_NAMES: Final = {
@@ -83,10 +84,10 @@ def table(comparison: Comparison) -> list[str]:
     """Everything as lines of text, each pair's answer first."""
     lines: list[str] = []
     if len(comparison.files) > 2:
-        lines += [*_grid(_file_rows(comparison)), ""]
+        lines += [*aligned(_file_rows(comparison)), ""]
     for pair in comparison.pairs:
         lines += [headline(pair), f"  {evidence(pair)}", f"  {where_worse(pair)}", ""]
-        lines += [*_grid(_pair_rows(pair)), ""]
+        lines += [*aligned(_pair_rows(pair)), ""]
     if comparison.num_clips < comparison.num_questions:
         lines.append(
             f"{comparison.num_questions:,} questions share {comparison.num_clips:,} clips: "
@@ -143,15 +144,3 @@ def _cells(name: str, row: Change) -> list[str]:
 
 def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.2g}"
-
-
-def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmar_jobs.arguments import Parser
 from mmar_jobs.errors import ExitCode, SettingsError
+from mmar_jobs.output import write_output
 
 if TYPE_CHECKING:
     from mmar_jobs.inspection.subject import Asked
@@ -34,9 +35,9 @@ def inspect(arguments: Sequence[str]) -> int:
         console = Console(width=_NO_TERMINAL_WIDTH)
     console.print(render_inspection(seen, width=console.width))
     if chosen.html is not None:
-        from mmar_jobs.inspection.page import write_page  # noqa: PLC0415 - matplotlib
+        from mmar_jobs.inspection.page import render_page  # noqa: PLC0415 - matplotlib
 
-        write_page(seen, chosen.html)
+        write_output(chosen.html, render_page(seen))
         sys.stdout.write(f"{chosen.html}\n")
     return ExitCode.DONE
 

@@ -5,7 +5,7 @@ policy allows neither scripts nor the network.
 """
 
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from markupsafe import Markup
 
@@ -15,7 +15,6 @@ from mmar_jobs.inspection.tokens import Piece, least_likely
 from mmar_jobs.prompt import variant_name
 from mmar_jobs.report.cases import embed_clip
 from mmar_jobs.report.page import open_templates
-from mmar_jobs.store.disk import explained, replace_file
 
 TEMPLATE: Final = "inspect.html.j2"
 _NUM_HESITATIONS: Final = 5
@@ -37,17 +36,6 @@ def render_page(seen: Inspection) -> str:
         num_prompt_tokens=sum(len(piece.token_ids) for piece in seen.prompt),
         doubts=lambda reply: least_likely(reply.pieces, _NUM_HESITATIONS),
     )
-
-
-def write_page(seen: Inspection, path: Path) -> None:
-    """Write the page to a file; SettingsError where that cannot be."""
-    html = render_page(seen).encode()
-
-    def fill(file: BinaryIO) -> None:
-        file.write(html)
-
-    with explained("write", str(path)):
-        replace_file(path, fill)
 
 
 def _visible(piece: Piece) -> str:

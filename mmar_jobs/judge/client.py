@@ -81,10 +81,14 @@ def check_url(url: str) -> str:
 
 
 class Client:
-    """Open connections to a judge; close them with `close`."""
+    """Open connections to a judge; close them with `close`.
+
+    `has_answered` says whether a server was there at all, whatever it said.
+    """
 
     def __init__(self, judge: Judge, key: str | None) -> None:
-        self._judge = judge
+        self.judge = judge
+        self.has_answered = False
         # A server of one's own often has no key, but the library wants one.
         self._client = openai.AsyncOpenAI(
             base_url=judge.url, api_key=key or "none", timeout=judge.timeout_s, max_retries=0
@@ -99,7 +103,7 @@ class Client:
 
         Later attempts use other seeds, or a malformed reply would come again word for word.
         """
-        judge = self._judge
+        judge = self.judge
         options: dict[str, Any] = {}
         if judge.temperature is not None:
             options["temperature"] = judge.temperature
@@ -119,11 +123,14 @@ class Client:
         except (TimeoutError, openai.APITimeoutError):
             raise Transient(f"no reply within {judge.timeout_s:g} s") from None
         except openai.APIStatusError as error:
+            self.has_answered = True
             raise self._sorted(error) from None
         except openai.APIConnectionError:
             raise Transient("no connection") from None
         except (openai.OpenAIError, ValueError):
+            self.has_answered = True
             raise Transient("a reply that is no chat completion") from None
+        self.has_answered = True
         return _reply(made)
 
     def _sorted(self, error: openai.APIStatusError) -> Exception:
@@ -132,12 +139,12 @@ class Client:
             return Transient(f"status {status}", _retry_after_s(error))
         if status in {401, 403}:
             return SettingsError(
-                f"the judge at {self._judge.host} refuses the key (status {status}): set "
-                f"{self._judge.key_name} in the environment"
+                f"the judge at {self.judge.host} refuses the key (status {status}): set "
+                f"{self.judge.key_name} in the environment"
             )
         if status in {404, 405}:
             return SettingsError(
-                f"the judge at {self._judge.host} does not know {self._judge.model} (status "
+                f"the judge at {self.judge.host} does not know {self.judge.model} (status "
                 f"{status}): check --judge, which mostly ends in /v1, and --judge-model"
             )
         return Rejected(f"status {status}")

@@ -9,13 +9,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mmar_jobs.analysis.lines import open_lines
-from mmar_jobs.analysis.outcomes import parse_row
+from mmar_jobs.arguments import not_negative, whole_number
 from mmar_jobs.errors import DataError, ExitCode, SettingsError, TryAgain
 from mmar_jobs.judge.result import RubricGroup, RubricScore, score_items, summarize
 from mmar_jobs.judge.rubric import (
@@ -29,6 +28,7 @@ from mmar_jobs.judge.rubric import (
     prompt_digest,
     render_prompt,
 )
+from mmar_jobs.lines import open_lines
 from mmar_jobs.records import Question
 from mmar_jobs.score import official_correct
 
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--price",
         nargs=2,
-        type=_not_negative,
+        type=not_negative,
         metavar=("IN", "OUT"),
         help="price of a million prompt and reply tokens (default: no price)",
     )
@@ -101,21 +101,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_effort(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "--concurrency", type=_positive, default=8, help="calls at a time (default: 8)"
+        "--concurrency", type=whole_number(1), default=8, help="calls at a time (default: 8)"
     )
     group.add_argument(
-        "--max-attempts", type=_positive, default=8, help="calls for one rating (default: 8)"
+        "--max-attempts", type=whole_number(1), default=8, help="calls for one rating (default: 8)"
     )
     group.add_argument(
         "--retry-pause",
-        type=_not_negative,
+        type=not_negative,
         default=1.0,
         metavar="SECONDS",
         help="first pause after a failed call, doubling, unless the server says (default: 1)",
     )
     group.add_argument(
         "--timeout",
-        type=_not_negative,
+        type=not_negative,
         default=120.0,
         metavar="SECONDS",
         help="for one whole call (default: 120)",
@@ -134,12 +134,14 @@ def _add_effort(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def score_rubrics(chosen: argparse.Namespace, questions: list[Question]) -> int:
-    """Estimate, rate what the journal lacks, print the score.
+def score_rubrics(
+    chosen: argparse.Namespace, questions: list[Question], rows: Mapping[str, dict[str, Any]]
+) -> int:
+    """Estimate, rate what the journal lacks of the predictions in `rows`, print the score.
 
     Exit 75 where items could not be evaluated for reasons that may pass.
     """
-    work = _prepare(chosen, questions)
+    work = _prepare(chosen, questions, rows)
     if chosen.estimate:
         sys.stdout.write(f"{_estimate(work, len(work.subjects) * NUM_RATINGS, chosen.price)}\n")
         return ExitCode.DONE
@@ -235,8 +237,9 @@ def _ask(chosen: argparse.Namespace, judge: "Judge", work: _Work, journal: "Jour
     raise failure
 
 
-def _prepare(chosen: argparse.Namespace, questions: list[Question]) -> _Work:
-    rows = _read_predictions(chosen.predictions)
+def _prepare(
+    chosen: argparse.Namespace, questions: list[Question], rows: Mapping[str, dict[str, Any]]
+) -> _Work:
     rubrics = _read_rubrics(chosen.rubric_file or chosen.meta)
     right_ids = frozenset(
         question.id for question in questions if _is_right(question, rows.get(question.id, {}))
@@ -276,18 +279,6 @@ def _is_right(question: Question, row: dict[str, Any]) -> bool:
         raise DataError(f"question {question.id} has no answer to score against: add it to META")
     answer = row.get("answer_prediction") or ""
     return official_correct(answer, question.answer, question.choices)
-
-
-def _read_predictions(uri: str) -> dict[str, dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    for line in open_lines(uri):
-        row = parse_row(line, uri)
-        if row["id"] in rows:
-            raise DataError(f"{uri}: line {line.number}: duplicate id {row['id']!r}: keep one line")
-        rows[row["id"]] = row
-    if not rows:
-        raise DataError(f"{uri}: has no predictions")
-    return rows
 
 
 def _read_rubrics(uri: str) -> dict[str, Rubric]:
@@ -368,19 +359,5 @@ def _shown(row: RubricGroup) -> str:
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
 def _temperature(text: str) -> float | None:
-    return None if text == "none" else _not_negative(text)
+    return None if text == "none" else not_negative(text)

@@ -30,11 +30,15 @@ class Identity(Record):
 
 
 class Rating(Record):
-    """One rating of one item; tokens are the server's count, 0 where it gives none."""
+    """One rating of one item, as read off the judge's `reply`, which holds its reasons.
+
+    Tokens are the server's count, 0 where it gives none.
+    """
 
     id: str
     rating: int
     scores: tuple[int, ...]
+    reply: str
     reported_model: str
     fingerprint: str | None
     prompt_tokens: int

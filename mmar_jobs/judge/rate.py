@@ -17,6 +17,8 @@ from mmar_jobs.judge.rubric import NUM_RATINGS, SYSTEM, MalformedReply, Subject,
 
 # So many ratings in a row that could not be had: the server is gone, not busy.
 _MAX_LOST_IN_A_ROW: Final = 20
+# A server that never answered gets so many calls from each worker: it is elsewhere, or not up.
+_MAX_UNANSWERED: Final = 3
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class _Rater:
                 reason, is_transient = f"malformed reply: {error}", False
             except Transient as error:
                 reason, is_transient = str(error), True
+                self._check_is_there(attempt, reason)
                 if attempt + 1 < self._effort.max_attempts:
                     await self._back_off(attempt, error)
             else:
@@ -131,6 +134,7 @@ class _Rater:
                 id=subject.id,
                 rating=number,
                 scores=scores,
+                reply=reply.text,
                 reported_model=reply.reported_model,
                 fingerprint=reply.fingerprint,
                 prompt_tokens=reply.prompt_tokens,
@@ -150,22 +154,32 @@ class _Rater:
         while (left_s := self._open_at_s - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(left_s)
 
+    def _check_is_there(self, attempt: int, reason: str) -> None:
+        if not self._client.has_answered and attempt + 1 >= _MAX_UNANSWERED:
+            raise TryAgain(
+                f"nothing answers at {self._client.judge.host} ({reason}): check --judge, or run "
+                f"the same command again when it is up, {self._num_kept}"
+            )
+
+    @property
+    def _num_kept(self) -> str:
+        return f"{len(self._journal.ratings)} ratings are kept"
+
     def _give_up(self, subject: Subject, reason: str, *, is_transient: bool) -> None:
         self.failures.reasons.setdefault(subject.id, reason)
         self.failures.num_transient += is_transient
         self._num_lost_in_a_row += 1
         if self._num_lost_in_a_row < _MAX_LOST_IN_A_ROW:
             return
-        kept = f"{len(self._journal.ratings)} ratings are kept"
         if is_transient:
             raise TryAgain(
                 f"the judge does not answer ({reason}): run the same command again when it does, "
-                f"{kept}"
+                f"{self._num_kept}"
             )
         raise DataError(
             f"the judge gave no usable rating {_MAX_LOST_IN_A_ROW} times in a row ({reason}); "
-            f"{kept}: take another judge, or if it rejects options, --temperature none and "
-            "--judge-seed -1"
+            f"{self._num_kept}: take another judge, or if it rejects options, --temperature none "
+            "and --judge-seed -1"
         )
 
 

@@ -6,7 +6,15 @@ Not here: the protocol for one item (rubric.py), calling the judge (rate.py). Pu
 from collections.abc import Mapping, Sequence
 
 from mmar_jobs.judge.journal import Identity, Rating
-from mmar_jobs.judge.rubric import NUM_RATINGS, Interval, interval, item_score, rating
+from mmar_jobs.judge.rubric import (
+    NUM_RATINGS,
+    SYSTEM,
+    USER,
+    Interval,
+    interval,
+    item_score,
+    rating,
+)
 from mmar_jobs.records import Question, Record
 from mmar_jobs.stats import bootstrap_gain_by_cluster
 
@@ -31,7 +39,7 @@ class RubricGroup(Record):
 
 
 class RubricScore(RubricGroup):
-    """The score of a prediction file, and by whom it was given.
+    """The score of a prediction file, by whom it was given, and what the judge was told.
 
     `score_ci95` is a bootstrap over the evaluated items. Tokens are the server's own counts over
     all ratings in the journal, 0 where it gives none; `price` is in the currency of --price.
@@ -41,6 +49,8 @@ class RubricScore(RubricGroup):
     by_category: dict[str, RubricGroup]
     by_modality: dict[str, RubricGroup]
     judge: Identity
+    system_prompt: str
+    user_prompt: str
     reported_model: str | None
     fingerprints: tuple[str, ...]
     num_ratings: int
@@ -98,6 +108,8 @@ def summarize(
         by_category=_by([question.category for question in questions], items),
         by_modality=_by([question.modality for question in questions], items),
         judge=identity,
+        system_prompt=SYSTEM,
+        user_prompt=USER,
         reported_model=ratings[0].reported_model if ratings else None,
         fingerprints=tuple(sorted({given.fingerprint for given in ratings if given.fingerprint})),
         num_ratings=len(ratings),

@@ -6,6 +6,7 @@ Not here: any number.
 from collections.abc import Sequence
 from typing import Final
 
+from mmar_jobs.columns import aligned
 from mmar_jobs.planning.estimate import Plan, StagePlan
 
 _BYTES: Final = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -27,7 +28,7 @@ def plan_text(plan: Plan) -> str:
             "",
             *aligned(_stage_rows(plan)),
             "",
-            *aligned(_price_rows(plan)),
+            *aligned(_price_rows(plan), left=(0, 2)),
             "",
             *_assumption_lines(plan),
             "",
@@ -91,7 +92,7 @@ def _assumption_lines(plan: Plan) -> list[str]:
     rows += [
         (item.name, f"{item.value:,g}", f"{item.unit}; {item.source}") for item in plan.assumptions
     ]
-    return aligned(rows)
+    return aligned(rows, left=(0, 2))
 
 
 def _large(count: int) -> str:
@@ -100,20 +101,6 @@ def _large(count: int) -> str:
 
 def _many(count: float, word: str) -> str:
     return f"{count:g} {word}{'' if count == 1 else 's'}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width; the first and a last one of words to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    is_worded = len(rows[0]) == 3
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        cells[0] = row[0].ljust(widths[0])
-        if is_worded:
-            cells[-1] = row[-1]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def size(num_bytes: float) -> str:

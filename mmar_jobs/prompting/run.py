@@ -5,7 +5,6 @@ Not here: the statistics (compare.py, search.py) and the words (text.py).
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from mmar_jobs.errors import SettingsError
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.lineage import BASE, Model, best_model, child_of
+from mmar_jobs.output import write_output
 from mmar_jobs.progress import Tracker, bars, no_bar
 from mmar_jobs.prompt import SYSTEM_BY_VERSION, system_text
 from mmar_jobs.prompting.asking import Lab
@@ -32,7 +32,6 @@ from mmar_jobs.records import Question
 from mmar_jobs.stages import Edges
 from mmar_jobs.stages.answering import open_checked_engine
 from mmar_jobs.store import open_store, read_uri
-from mmar_jobs.store.disk import explained, replace_file
 
 
 def show_variants(arguments: Sequence[str]) -> str:
@@ -74,7 +73,7 @@ def search_better(arguments: Sequence[str]) -> str:
             versions, plan, lab.ask, reference=command.prompt.version, alpha=command.alpha
         )
     if found.is_better and command.output is not None:
-        _write(command.output, found.winner_text)
+        write_output(command.output, f"{found.winner_text}\n")
     return found.model_dump_json(indent=1) if command.as_json else search_text(found)
 
 
@@ -139,11 +138,3 @@ def _run_model(command: PromptsCommand, edges: Edges) -> Model:
 def _tracker() -> Tracker:
     console = Console(stderr=True)
     return bars(console) if console.is_terminal else no_bar
-
-
-def _write(path: Path, text: str) -> None:
-    def fill(file: BinaryIO) -> None:
-        file.write(f"{text}\n".encode())
-
-    with explained("write", str(path)):
-        replace_file(path, fill)

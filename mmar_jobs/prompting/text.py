@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from mmar_jobs.columns import aligned
 from mmar_jobs.prompt import BLOCKS_BY_VERSION, SYSTEM_BY_VERSION, template_hash
 from mmar_jobs.prompting.compare import VariantRow
 from mmar_jobs.prompting.search import Found, Rung
@@ -39,7 +40,7 @@ def comparison_table(rows: Sequence[VariantRow]) -> str:
         f"{reference.name}"
     )
     cells = [_cells(row, is_reference=row is reference) for row in rows]
-    return "\n".join([told, "", *_aligned([_HEAD, *cells]), "", _verdict(rows)])
+    return "\n".join([told, "", *aligned([_HEAD, *cells]), "", _verdict(rows)])
 
 
 def _cells(row: VariantRow, *, is_reference: bool) -> tuple[str, ...]:
@@ -60,18 +61,6 @@ def _cells(row: VariantRow, *, is_reference: bool) -> tuple[str, ...]:
         f"{row.unparsed_share:.1%}",
         f"{row.truncated_share:.1%}",
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _verdict(rows: Sequence[VariantRow]) -> str:
@@ -113,4 +102,4 @@ def _rung(number: int, rung: Rung) -> list[str]:
         )
         for row in rung.rows
     ]
-    return [f"rung {number}, {rung.num_questions} questions", *_aligned(cells), ""]
+    return [f"rung {number}, {rung.num_questions} questions", *aligned(cells), ""]

@@ -1,7 +1,8 @@
 """The experts' forward with LoRA on gate, up and down, registered the way transformers does it.
 
 The reference, and what CPUs run; the GPU's is fused.py. Not here: the GEMMs (grouped.py), sorting
-(routing.py), where the factors come from (lora.py). No delta of the size of a weight is ever formed: LoRA runs as two thin grouped GEMMs beside the base.
+(routing.py), where the factors come from (lora.py). No delta of the size of a weight is
+ever formed: LoRA runs as two thin grouped GEMMs beside the base.
 
 Legend: T tokens, K experts per token, S = T·K routed rows sorted by expert, E experts, H hidden, I
 expert width, R rank.
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from mmar_jobs.qlora.dropout import Dropout, DropKey
+from mmar_jobs.qlora.dropout import DropKey, Dropout
 from mmar_jobs.qlora.grouped import LoraFactors, grouped_linear, grouped_lora_linear
 from mmar_jobs.qlora.nf4 import Nf4Weight
 from mmar_jobs.qlora.routing import sort_by_expert, to_experts, to_tokens

@@ -35,7 +35,6 @@ from mmar_jobs.qlora.kernels.nf4 import decode_nf4
 from mmar_jobs.qlora.kernels.swiglu import swiglu, swiglu_backward
 from mmar_jobs.qlora.nf4 import Nf4Weight
 
-
 _BYTE: Final = 255
 
 

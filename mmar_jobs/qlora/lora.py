@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmar_jobs.errors import DataError
-from mmar_jobs.qlora.dropout import Dropout, DropKey
+from mmar_jobs.qlora.dropout import DropKey, Dropout
 from mmar_jobs.qlora.experts import BACKEND, ExpertLora, dense, fill_uniform
 from mmar_jobs.qlora.foreign import Thinker
 from mmar_jobs.qlora.grouped import LoraFactors, grouped_lora_linear

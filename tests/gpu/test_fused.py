@@ -82,7 +82,7 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     one_expert=st.booleans(),
 )
 def test_fused_experts_have_the_references_output_and_gradients(
-    num_tokens, num_experts, rank, rate, keeps, nf4, one_expert
+    *, num_tokens, num_experts, rank, rate, keeps, nf4, one_expert
 ):
     """E != r, empty experts, one token, all tokens to one expert, ragged sizes; against fp64."""
     experts_per_token = min(2, num_experts)

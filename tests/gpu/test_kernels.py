@@ -16,7 +16,7 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from mmar_jobs.qlora.dropout import NOTHING_DROPPED, Dropout  # noqa: E402
-from mmar_jobs.qlora.kernels import (
+from mmar_jobs.qlora.kernels import (  # noqa: E402
     adamw8bit,
     combine,
     cross_entropy,
@@ -26,7 +26,7 @@ from mmar_jobs.qlora.kernels import (
     norm,
     rope,
     swiglu,
-)  # noqa: E402, I001
+)
 from mmar_jobs.qlora.nf4 import Nf4Weight  # noqa: E402
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -260,7 +260,7 @@ def test_cross_entropy_and_its_gradient(classes):
 
 @pytest.mark.parametrize("numel", [256, 4096, 5003])
 def test_8bit_adamw_is_bitsandbytes_arithmetic(numel):
-    """Three steps against plain torch: moments in fp32 between the codes, the nearest code found."""
+    """Three steps against plain torch: fp32 moments between the codes, the nearest code found."""
     from bitsandbytes.functional import create_dynamic_map
 
     maps = [create_dynamic_map(signed=signed).to(DEVICE) for signed in (True, False)]

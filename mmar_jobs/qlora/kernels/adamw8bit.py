@@ -75,8 +75,8 @@ def _adamw8bit_kernel(
     tl.store(parameter + at, p, mask)
     tl.store(moment_scale + block, scale1, has_block)
     tl.store(square_scale + block, scale2, has_block)
-    rank1 = _magnitude_code(tl.abs(m) / tl.maximum(scale1, _TINY)[:, None], True)
-    rank2 = _magnitude_code(v / tl.maximum(scale2, _TINY)[:, None], False)
+    rank1 = _magnitude_code(tl.abs(m) / tl.maximum(scale1, _TINY)[:, None], SIGNED=True)
+    rank2 = _magnitude_code(v / tl.maximum(scale2, _TINY)[:, None], SIGNED=False)
     # 127 negative codes, zero, 127 positive ones, and 1 that has no negative.
     code1 = tl.where(m < 0, 126 - tl.minimum(rank1, 126), 128 + rank1)
     code1 = tl.where(rank1 < 0, 127, code1)
@@ -84,7 +84,7 @@ def _adamw8bit_kernel(
     tl.store(square + at, (1 + rank2).to(tl.uint8), mask)
 
 
-def adamw8bit_(  # noqa: PLR0913 - the state of one parameter
+def adamw8bit_(
     parameter: Tensor,
     grad: Tensor,
     state: dict[str, Tensor],

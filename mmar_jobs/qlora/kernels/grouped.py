@@ -142,7 +142,7 @@ def triton_grouped_matmul(x_SI: Tensor, weight_EIO: Tensor, groups: Groups) -> T
 
 @cache
 def _tile_of(device: torch.device, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Out-features and in-features a tile, warps and pipeline stages, as measured (ARCHITECTURE)."""
+    """Out-features and in-features a tile, warps, pipeline stages: measured (ARCHITECTURE.md)."""
     if device.type != "cuda" or dtype.itemsize > 2:
         return 64, 32, 4, 2
     if torch.cuda.get_device_capability(device) >= (9, 0):

@@ -1,7 +1,7 @@
 """The lines of a file as bytes, in order and again by their offset.
 
 Not here: what a line holds. A local file is read from disk both times, so that a million rows with
-long thinking need no memory; a zip or an object of a bucket is held.
+long thinking need no memory; a zip, a pipe or an object of a bucket is held.
 """
 
 import io
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from mmar_jobs.errors import DataError
-from mmar_jobs.store import open_store, read_uri, split_uri
+from mmar_jobs.store import read_uri
+from mmar_jobs.store.disk import explained
 from mmar_jobs.store.uri import parse_uri
 from mmar_jobs.submission import unpack_result
 
@@ -65,13 +66,15 @@ def open_lines(uri: str) -> Lines:
     address = parse_uri(uri)
     if address.scheme != "file":
         return _held(read_uri(uri), uri)
-    root, key = split_uri(uri)
-    if not open_store(root).exists(key):
-        raise DataError(f"{uri} does not exist: check the path")
     path = Path(address.path)
-    with path.open("rb") as file:
+    if path.is_dir():
+        raise DataError(f"{uri} is a folder: name the file")
+    if not path.exists():
+        raise DataError(f"{uri} does not exist: check the path")
+    with explained("read", uri), path.open("rb") as file:
         first = file.read(2)
-        if first in {_ZIP_MAGIC, _GZIP_MAGIC} or first.startswith(_ARRAY):
+        is_packed = first in {_ZIP_MAGIC, _GZIP_MAGIC} or first.startswith(_ARRAY)
+        if is_packed or not path.is_file():  # a pipe is read once
             return _held(first + file.read(), uri)
     return Lines(path, uri)
 
