@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.identity import BFLOAT16_TOLERANCE_NATS, CANARY_TOLERANCE_NATS
@@ -38,6 +38,10 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     # Names of fields that change where or how fast a stage runs, but not its result.
     placement: ClassVar[frozenset[str]] = frozenset()
+
+    def recipe(self) -> dict[str, Any]:
+        """What of the group is hashed, as JSON."""
+        return self.model_dump(mode="json", exclude=set(self.placement))
 
 
 class PromptRecipe(Group):
@@ -262,11 +266,14 @@ class EngineSettings(Group):
     ] = 512
     threads: Annotated[CountOrZero, knob("CPU threads; 0 takes all cores")] = 0
 
-    @computed_field  # part of the recipe: what answers rounds in its own way
     @property
     def kind(self) -> Literal["local", "server"]:
-        """What answers."""
+        """What answers; part of the recipe, for each rounds in its own way."""
         return "server" if self.servers else "local"
+
+    def recipe(self) -> dict[str, Any]:
+        """See Group; where servers are does not matter, that they answer does."""
+        return super().recipe() | {"kind": self.kind}
 
     @property
     def canary_tolerance_nats(self) -> float:
@@ -286,6 +293,4 @@ class EngineSettings(Group):
 
 def recipe(*groups: tuple[str, Group]) -> dict[str, Any]:
     """The named groups, less their placement, as the JSON object that goes into a fingerprint."""
-    return {
-        name: group.model_dump(mode="json", exclude=set(group.placement)) for name, group in groups
-    }
+    return {name: group.recipe() for name, group in groups}

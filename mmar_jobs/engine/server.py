@@ -10,6 +10,7 @@ import asyncio
 import base64
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -131,10 +132,12 @@ class ServerEngine:
     async def _send(self, link: Link, request: Request, sampling: Sampling, name: str) -> Reply:
         """One attempt; a clip that the server has seen is only named, and sent if it is gone."""
         if name in link.sounds and self._site.media_dir is None:
-            try:
-                return await self._post(link, request, sampling, Sound(None, name))
-            except DataError:
-                link.sounds.discard(name)
+            link.sounds.discard(name)
+            # One of the server's two caches of clips may have lost it: status 400, or 500.
+            with suppress(DataError):
+                reply = await self._post(link, request, sampling, Sound(None, name))
+                link.sounds.add(name)
+                return reply
         sound = Sound(self._url_of(request.clip, name), name)
         reply = await self._post(link, request, sampling, sound)
         link.sounds.add(name)
