@@ -50,6 +50,7 @@ _PLAIN: Final = {
     "plan": "mmar_jobs.planning.command:plan",
     "audit": "mmar_jobs.qlora.audit_command:audit",
     "merge": "mmar_jobs.qlora.merge_command:merge",
+    "serve-args": "mmar_jobs.engine.serving_command:serve_args_command",
     "bench": "mmar_jobs.bench.command:bench",
     "tiny": "mmar_jobs.tiny.command:tiny",
 }
