@@ -1,4 +1,4 @@
-"""The flags by which `guard` and `doctor` say how clips are examined.
+"""The flags by which `guard` and `doctor` say how clips are examined, and what they mean.
 
 Not here: the examination (clip_pool.py).
 """
@@ -9,8 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mmar_jobs.arguments import whole_number
 from mmar_jobs.datasets.clip_cache import NAME
-from mmar_jobs.errors import SettingsError
+from mmar_jobs.datasets.clip_pool import Place
+from mmar_jobs.datasets.question_file import QuestionFile
 from mmar_jobs.progress import Tracker, bars, no_bar
 from mmar_jobs.store.uri import parse_uri
 
@@ -22,7 +24,7 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=whole_number(0),
         default=0,
         help="processes that decode clips, 0 for all cores (default: %(default)s)",
     )
@@ -35,9 +37,13 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
 
 def num_jobs(chosen: int) -> int:
     """The number of processes that `--jobs` means."""
-    if chosen < 0:
-        raise SettingsError(f"--jobs is {chosen}: give 0 for all cores, or a number of processes")
     return chosen or os.cpu_count() or 1
+
+
+def place_of(file: QuestionFile, chosen: argparse.Namespace) -> Place:
+    """How the clips of a file are read."""
+    cache = cache_path(chosen.cache, file.uri)
+    return Place(file.audio_root, endpoint_url=chosen.endpoint_url, cache=cache)
 
 
 def cache_path(chosen: str, uri: str) -> Path | None:

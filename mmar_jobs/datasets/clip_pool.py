@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -56,26 +56,32 @@ class Examined:
 
 
 def examine(paths: Sequence[str], place: Place, track: Tracker, *, jobs: int) -> list[Examined]:
-    """Examine the clips at `paths`, in their order, with `jobs` processes (1: in this one).
+    """Examine the clips at `paths`, in their order, with `jobs` processes (1: in this one)."""
+    found = dict(examine_each(paths, place, track, jobs=jobs))
+    return [found[path] for path in paths]
+
+
+def examine_each(
+    paths: Iterable[str], place: Place, track: Tracker, *, jobs: int
+) -> Iterator[tuple[str, Examined]]:
+    """Each path once with what came of its clip, as they come.
 
     Raises TryAgain on SIGTERM, after what is measured was written to the cache.
     """
     distinct = list(dict.fromkeys(paths))
-    found: dict[str, Examined] = {}
     cache = _open(place.cache)
     with _stoppable() as stop, track("examining clips", len(distinct)) as advance:
         try:
             for names, results in _batches(distinct, place, jobs):
-                found.update(zip(names, results, strict=True))
                 if cache is not None:
                     cache.put((r.facts, r.made) for r in results if r.is_new and r.facts and r.made)
+                yield from zip(names, results, strict=True)
                 advance(len(names))
                 if stop.is_set():
                     raise TryAgain("asked to stop (SIGTERM): run the same command again to go on")
         finally:
             if cache is not None:
                 cache.close()
-    return [found[path] for path in paths]
 
 
 def _open(path: Path | None) -> ClipCache | None:

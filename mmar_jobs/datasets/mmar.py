@@ -85,8 +85,10 @@ def _question(row: object, line_number: int, source: str) -> Question | BadRow:
     key = row.get("id")
     # JSON may hold half a surrogate pair, which no record can.
     shown = str(key).encode(errors="replace").decode() if isinstance(key, str | int) else None
+    reason = benchmark_mark(row)
+    if reason:
+        return _bad(line_number, shown, reason)
     try:
-        _refuse_marked(row)
         return _reader(row)(row, source)
     except ValidationError as error:
         return _bad(line_number, shown, _sentence(error))
@@ -94,13 +96,14 @@ def _question(row: object, line_number: int, source: str) -> Question | BadRow:
         return _bad(line_number, shown, str(error))
 
 
-def _refuse_marked(row: Mapping[str, Any]) -> None:
-    """`analyze --export` marks what it takes from a benchmark, so that nothing trains on it."""
-    if row.get(BENCHMARK_MARK):
-        raise ValueError(
-            f"is marked {BENCHMARK_MARK}: an exported item of the benchmark, never a question to "
-            "ingest"
-        )
+def benchmark_mark(row: Mapping[str, Any]) -> str:
+    """Why a row may never become a question; empty where it may.
+
+    `analyze --export` marks what it takes from a benchmark, so that nothing trains on it.
+    """
+    if not row.get(BENCHMARK_MARK):
+        return ""
+    return f"is marked {BENCHMARK_MARK}: an exported item of the benchmark, never a question to use"
 
 
 def _reader(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any], str], Question]:

@@ -64,21 +64,14 @@ class Match:
     score: float
     probability: float
 
-    def swapped(self) -> "Match":
-        """The same match seen from the other clip."""
-        return Match(
-            self.second_s,
-            self.first_s,
-            self.stretch_s,
-            self.agreement,
-            self.score,
-            self.probability,
-        )
 
-
-def compare(first: Print, second: Print) -> Match | None:
-    """The best match of two prints, or None; the other way round it is the same, mirrored."""
-    return next((match for _, _, match in Index([first]).search([second])), None)
+def is_printable(made: Print) -> bool:
+    """Whether enough happens in a clip for a copy to be found: an exact one is, else none."""
+    table = _Table.of([made])
+    if len(table.keys) < _MIN_VOTES:
+        return False
+    around = table.around(table.owners[:1], table.frames.min(keepdims=True))
+    return bool(_rough(around, around)[0] >= _MIN_ROUGH) and _match(made, made, 0) is not None
 
 
 class Index:

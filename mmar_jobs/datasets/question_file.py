@@ -3,11 +3,11 @@
 Not here: row formats (mmar.py), what is looked for in rows and clips.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmar_jobs.datasets.clip_pool import Examined, Place, examine
+from mmar_jobs.datasets.clip_pool import Examined, Place, examine_each
 from mmar_jobs.datasets.fingerprint import Print
 from mmar_jobs.datasets.mmar import BadRow, parse_numbered
 from mmar_jobs.errors import DataError, SettingsError
@@ -32,10 +32,13 @@ class QuestionFile:
         """The rows that are questions."""
         return [question for _, question in self.rows]
 
+    def require_lines(self) -> None:
+        """Raise SettingsError where the file is one JSON array, whose rows have no lines."""
+        if self.lines[0].strip().startswith(b"["):
+            raise SettingsError(f"{self.uri} is a JSON array: only JSON lines can be written clean")
+
     def without(self, left_out: Collection[int]) -> bytes:
         """The lines of all good rows but those whose numbers are given, as they stand."""
-        if self.lines and self.lines[0].strip().startswith(b"["):
-            raise SettingsError(f"{self.uri} is a JSON array: only JSON lines can be written clean")
         kept = [self.lines[number - 1] for number, _ in self.rows if number not in left_out]
         return b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
 
@@ -71,21 +74,38 @@ def _root(uri: str, audio_root: str) -> str:
 
 @dataclass(frozen=True)
 class Heard:
-    """A file's questions with digest and length where the clip was read, and what came of each."""
+    """A file's questions with digest and length where the clip was read, and what came of each.
+
+    `examined` is by line number and holds no prints: these go to the caller of `hear` one by one.
+    """
 
     questions: list[Question]
-    examined: list[Examined]
-    prints: dict[str, Print]
+    examined: dict[int, Examined]
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Why a clip could not be examined, by line number."""
+        return {number: clip.problem for number, clip in self.examined.items() if clip.problem}
 
 
-def hear(file: QuestionFile, place: Place, track: Tracker, *, jobs: int) -> Heard:
-    """Examine the clips of all rows."""
-    examined = examine([question.audio for question in file.questions], place, track, jobs=jobs)
-    known: list[Question] = []
-    prints: dict[str, Print] = {}
-    for question, result in zip(file.questions, examined, strict=True):
-        facts = {"audio_s": result.facts.duration_s} if result.facts else {}
-        known.append(question.model_copy(update={"audio_sha256": result.audio_sha256, **facts}))
-        if result.made is not None:
-            prints[result.audio_sha256] = result.made
-    return Heard(known, examined, prints)
+def hear(
+    file: QuestionFile,
+    place: Place,
+    track: Tracker,
+    listen: Callable[[str, Print], object],
+    *,
+    jobs: int,
+) -> Heard:
+    """Examine the clips of all rows; `listen` is given digest and print of each as they come."""
+    by_path: dict[str, Examined] = {}
+    paths = [question.audio for question in file.questions]
+    for path, clip in examine_each(paths, place, track, jobs=jobs):
+        if clip.made is not None:
+            listen(clip.audio_sha256, clip.made)
+        by_path[path] = replace(clip, made=None)
+    known = []
+    for question in file.questions:
+        clip = by_path[question.audio]
+        facts = {"audio_s": clip.facts.duration_s} if clip.facts else {}
+        known.append(question.model_copy(update={"audio_sha256": clip.audio_sha256, **facts}))
+    return Heard(known, {number: by_path[row.audio] for number, row in file.rows})

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from mmar_jobs.datasets.mmar import benchmark_mark
 from mmar_jobs.errors import DataError, SettingsError
 
 _BOM: Final = "\ufeff"
@@ -72,9 +73,10 @@ def _read_array(path: Path, text: str) -> Iterator[Row]:
 
 
 def _row(number: int, value: object) -> Row:
-    if isinstance(value, dict):
-        return Row(number, value)
-    return Row(number, {}, "is not an object of named fields")
+    if not isinstance(value, dict):
+        return Row(number, {}, "is not an object of named fields")
+    reason = benchmark_mark(value)
+    return Row(number, {} if reason else value, reason)
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
@@ -88,7 +90,7 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
                 if None in value or None in value.values():
                     yield Row(number, {}, f"has not {len(reader.fieldnames)} columns")
                 else:
-                    yield Row(number, value)
+                    yield _row(number, value)
         except csv.Error as error:
             raise DataError(f"{path} line {reader.line_num}: {error}") from None
 

@@ -16,8 +16,9 @@ from typing import Any, Final
 from mmar_jobs.artifact import Artifact, begin
 from mmar_jobs.audio import SAMPLE_RATE_HZ, ClipReader, decode
 from mmar_jobs.datasets.fingerprint import VERSION, Print, fingerprint
-from mmar_jobs.datasets.guard import GUARD, find_hits, find_sounds, guarded_digest, is_printable
+from mmar_jobs.datasets.guard import GUARD, find_hits, find_sounds, guarded_digest
 from mmar_jobs.datasets.mmar import BadRow, parse_numbered
+from mmar_jobs.datasets.near import is_printable
 from mmar_jobs.errors import DataError, GateError, SettingsError
 from mmar_jobs.layout import BENCHMARK, HELDOUT, REJECTS, TRAIN, questions_key, split_shard
 from mmar_jobs.manifest import sha256
@@ -25,7 +26,7 @@ from mmar_jobs.questions import Reject
 from mmar_jobs.recipes import DataRecipe, recipe
 from mmar_jobs.records import Question
 from mmar_jobs.settings import IngestCommand
-from mmar_jobs.split import find_shared, split_by_source
+from mmar_jobs.split import split_by_source
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.store import join_uri, read_uri, split_uri
 from mmar_jobs.store.uri import parse_uri
@@ -256,13 +257,12 @@ def _guard(source: _Source, others: _Source, whose: str, recipe: DataRecipe) -> 
 
 
 def _shared(source: _Source, others: _Source) -> dict[str, str]:
-    """Evidence by id; what only sounds like another's clip passes its other ties on as well."""
+    """The first evidence against each question that shares a sound with `others`, by id."""
     used = {question.audio_sha256 for question in source.questions}
     sounds = find_sounds(
         {digest: made for digest, made in source.prints.items() if digest in used}, others.prints
     )
-    shared = find_shared(source.questions, others.questions)
-    heard = [q for q in source.questions if q.audio_sha256 in sounds and q.id not in shared]
-    for hit in find_hits(heard, others.questions, sounds):
+    shared: dict[str, str] = {}
+    for hit in find_hits(source.questions, others.questions, sounds):
         shared.setdefault(hit.id, hit.evidence())
-    return shared | find_shared([q for q in source.questions if q.id not in shared], heard)
+    return shared
