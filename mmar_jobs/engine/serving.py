@@ -9,7 +9,7 @@ memory, less the weights, holds enough sequences at a time.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -146,3 +146,23 @@ def serve_args(layout: Layout, model: str, name: str, *, dtype: str, media_dir: 
         *("--limit-mm-per-prompt", '{"audio":1,"image":0,"video":0}'),
     ]
     return args + (["--allowed-local-media-path", media_dir] if media_dir else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server of a node: its GPUs by index, and all arguments of `vllm serve`."""
+
+    gpus: tuple[int, ...]
+    args: tuple[str, ...]
+
+
+def servers(layout: Layout, args: Sequence[str], first_port: int) -> list[Server]:
+    """The servers of a layout, on neighbouring GPUs and consecutive ports."""
+    size = layout.tensor_parallel
+    return [
+        Server(
+            gpus=tuple(range(index * size, (index + 1) * size)),
+            args=(*args, "--port", str(first_port + index)),
+        )
+        for index in range(layout.num_servers)
+    ]

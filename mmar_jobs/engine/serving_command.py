@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from mmar_jobs.arguments import Parser, not_negative, whole_number
 from mmar_jobs.artifact import MANIFEST
 from mmar_jobs.base_model import check_config, model_digest
-from mmar_jobs.engine.serving import Node, Shape, Workload, lay_out, serve_args
+from mmar_jobs.engine.serving import Node, Shape, Workload, lay_out, serve_args, servers
 from mmar_jobs.errors import DataError, ExitCode
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.manifest import Manifest
@@ -36,21 +37,14 @@ def serve_args_command(arguments: Sequence[str]) -> int:
     )
     name = served_name(folder)
     args = serve_args(layout, chosen.model, name, dtype=chosen.dtype, media_dir=chosen.media_dir)
-    servers = [
-        {
-            "gpus": list(range(first, first + layout.tensor_parallel)),
-            "args": [*args, "--port", str(chosen.port + index)],
-        }
-        for index, first in enumerate(
-            range(0, layout.num_servers * layout.tensor_parallel, layout.tensor_parallel)
-        )
-    ]
+    found = servers(layout, args, chosen.port)
     if chosen.json:
-        sys.stdout.write(json.dumps({"model": name, "servers": servers}) + "\n")
+        told = {"model": name, "servers": [asdict(server) for server in found]}
+        sys.stdout.write(f"{json.dumps(told)}\n")
         return int(ExitCode.DONE)
-    for server in servers:
-        gpus = ",".join(map(str, server["gpus"]))
-        line = shlex.join(["vllm", "serve", *map(str, server["args"])])
+    for server in found:
+        gpus = ",".join(map(str, server.gpus))
+        line = shlex.join(["vllm", "serve", *server.args])
         sys.stdout.write(f"CUDA_VISIBLE_DEVICES={gpus} {line}\n")
     return int(ExitCode.DONE)
 
