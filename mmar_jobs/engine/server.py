@@ -153,7 +153,7 @@ class ServerEngine:
         sound = Sound(_data_url(_CANARY_REQUEST.clip), "canary")
         body = request_body(link.model, _CANARY_REQUEST, CANARY_SAMPLING, sound)
         [choice] = _parsed(await link.ask_control(body), _CANARY_REQUEST).choices
-        logprobs = tuple(token.logprob for token in choice.logprobs.content)
+        logprobs = tuple(token["logprob"] for token in choice.logprobs.content)
         canary = Canary(token_ids=tuple(choice.token_ids), logprobs=logprobs)
         if self._canary is None:
             self._canary = canary

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.engine.sampling import draw_seed
@@ -18,7 +19,7 @@ from mmar_jobs.records import Finish
 _FINISH: Final = {"stop": Finish.STOP, "length": Finish.LENGTH}
 
 
-class _Token(BaseModel):
+class _Token(TypedDict):
     logprob: float
 
 
@@ -164,7 +165,7 @@ def _completion(
         text=vocabulary.decode(ids[:-1] if ended else ids, skip_special_tokens=False),
         finish=finish,
         num_tokens=len(ids),
-        logprob_sum=sum(token.logprob for token in choice.logprobs.content),
+        logprob_sum=sum(token["logprob"] for token in choice.logprobs.content),
         audio_tokens=audio_tokens,
     )
 

@@ -40,12 +40,17 @@ NUM_KILLS = 4
 
 
 def requests(num_draws: int = 1) -> list[Request]:
-    """Eight questions about clips of unlike length."""
+    """Eight questions about clips of unlike length, none below a second.
+
+    The audio tower pads a batch of chunks of one second: shorter clips hear that they have company.
+    """
     return [
         make_request(
             make_question(f"q{index}", text="What " * (index % 3 + 1) + "is it?"),
             range(num_draws),
-            decode(sound_bytes(tone(seconds=0.5 + index % 4, pitch_hz=300.0), 16_000), "clip"),
+            decode(
+                sound_bytes(tone(seconds=1 + 0.7 * (index % 4), pitch_hz=300.0), 16_000), "clip"
+            ),
         )
         for index in range(8)
     ]
