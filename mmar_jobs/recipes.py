@@ -248,11 +248,7 @@ class EngineSettings(Group):
         knob("vLLM servers, URL,URL; key from VLLM_API_KEY; empty: answer in this process"),
     ] = ""
     media_dir: Annotated[
-        str,
-        knob(
-            "folder that the servers read clips from (their --allowed-local-media-path); empty: "
-            "clips travel in requests"
-        ),
+        str, knob("folder for clips that the servers read too; empty: clips travel in requests")
     ] = ""
     outage_s: Annotated[
         float, Field(gt=0, description="servers that are gone for longer end the stage, seconds")
