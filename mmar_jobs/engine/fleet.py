@@ -31,8 +31,6 @@ R = TypeVar("R")
 
 _TICK_S: Final = 1.0
 
-_log = structlog.get_logger()
-
 
 class Outage:
     """How long one question has met nothing but failures, and when the next attempt may be."""
@@ -58,7 +56,9 @@ class Outage:
                 "then run the same command again, finished work is kept"
             )
         pause_s = self._pause_s(error)
-        _log.info("request_failed", url=url, reason=str(error), retry_in_s=round(pause_s, 1))
+        structlog.get_logger().info(
+            "request_failed", url=url, reason=str(error), retry_in_s=round(pause_s, 1)
+        )
         await asyncio.sleep(pause_s)
 
     def _pause_s(self, error: Transient) -> float:

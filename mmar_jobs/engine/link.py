@@ -29,8 +29,6 @@ _POLL_TIMEOUT_S: Final = 10.0
 _LONGEST_RETRY_AFTER_S: Final = 600.0
 _LONGEST_MESSAGE: Final = 300
 
-_log = structlog.get_logger()
-
 
 class Transient(Exception):
     """A call failed in a way that may pass; `retry_after_s` is what the server asked for."""
@@ -118,7 +116,9 @@ class Link:
             raise Transient(f"a list of models that is none ({error})") from None
         found = next((model for model in models if model.endswith(self.name)), None)
         if found is None:
-            _log.warning("server_skipped", url=self.url, serves=sorted(models), wanted=self.name)
+            structlog.get_logger().warning(
+                "server_skipped", url=self.url, serves=sorted(models), wanted=self.name
+            )
             return False
         self.model, self.max_model_len = found, models[found]
         return True
@@ -177,7 +177,9 @@ class Link:
             if not attempt.expired():
                 attempt.reschedule(0)
         if lost:
-            _log.warning("answers_lost", url=self.url, num_requests=len(lost), reason=reason)
+            structlog.get_logger().warning(
+                "answers_lost", url=self.url, num_requests=len(lost), reason=reason
+            )
 
     async def _post(
         self, client: httpx2.AsyncClient, body: Mapping[str, Any], **extensions: Any
