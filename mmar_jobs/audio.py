@@ -120,11 +120,16 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
 
 
 def encode_wav(clip: Clip) -> bytes:
-    """The clip as a WAV file of 32-bit floats: who decodes it has our samples to the last bit."""
+    """The whole mel frames of a clip as a WAV file of 32-bit floats: our samples to the last bit.
+
+    The rest, under 10 ms, makes no frame here; vLLM would fill it up to one more, and hear a token
+    that training never heard.
+    """
     import soundfile  # noqa: PLC0415 - heavy, see decode
 
+    whole = clip.waveform[: num_mel_frames(len(clip.waveform)) * HOP_LENGTH]
     buffer = io.BytesIO()
-    soundfile.write(buffer, clip.waveform, SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
+    soundfile.write(buffer, whole, SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from mmar_jobs.audio import Clip, decode
+from mmar_jobs.audio import Clip, decode, num_audio_tokens
 from mmar_jobs.encode import load_processor
 from mmar_jobs.engine import Completion, Request, Sampling, StreamingEngine
 from mmar_jobs.engine.link import Patience
@@ -358,6 +358,14 @@ def test_truncated_sound_is_told(
     monkeypatch.setattr(vllm, "complete", deaf)
     [[completion]] = ask(connect(vllm.url), requests()[:1], GREEDY)
     assert 12 == completion.audio_tokens
+
+
+def test_a_broken_frame_is_not_heard(vllm: LoopbackVllm, connect: Connect) -> None:
+    """2.805 s are 280 whole frames and 36 tokens, though vLLM would make 281 and 37 of them."""
+    clip = decode(sound_bytes(tone(seconds=2.805), 16_000), "clip")
+    request = make_request(make_question("q"), (0,), clip)
+    [[completion]] = ask(connect(vllm.url), [request], GREEDY)
+    assert num_audio_tokens(len(clip.waveform)) == completion.audio_tokens == 36
 
 
 def test_length_and_stop_are_told(vllm: LoopbackVllm, connect: Connect) -> None:

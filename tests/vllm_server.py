@@ -10,13 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mmar_jobs.audio import decode
+import numpy as np
+
+from mmar_jobs.audio import HOP_LENGTH, SAMPLE_RATE_HZ, Clip, decode
 from mmar_jobs.encode import encode_prompt
 from mmar_jobs.engine import CANARY_PROMPT, Request, Sampling
 from mmar_jobs.engine.local import LocalEngine
@@ -110,9 +112,8 @@ class LoopbackVllm:
         sound = self._sound(body)
         if sound is None:
             return 400, _error("Cache miss for audio at index 0 but data is not provided.")
-        request = Request(
-            str(body["seed"]), _prompt(body), decode(sound, "clip"), tuple(range(body["n"]))
-        )
+        clip = _padded(decode(sound, "clip"))
+        request = Request(str(body["seed"]), _prompt(body), clip, tuple(range(body["n"])))
         with self._lock:
             traced = self.engine.trace(request, _sampling(body))
             processor = self.engine._processor
@@ -142,6 +143,13 @@ class LoopbackVllm:
             data = base64.b64decode(url.path.partition(",")[2])
         self._sounds[part["uuid"]] = data
         return data
+
+
+def _padded(clip: Clip) -> Clip:
+    """The clip as vLLM hears it: filled up with silence to whole mel frames."""
+    missing = -len(clip.waveform) % HOP_LENGTH
+    waveform = np.pad(clip.waveform, (0, missing))
+    return replace(clip, waveform=waveform, duration_s=len(waveform) / SAMPLE_RATE_HZ)
 
 
 def _prompt(body: dict[str, Any]) -> Prompt:

@@ -36,7 +36,7 @@ GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tok
 DRAWN = Sampling(temperature=0.9, top_p=0.95, top_k=0, repetition_penalty=1, max_tokens=64, seed=3)
 NUM_DRAWS = 8
 NUM_QUESTIONS = 40
-NUM_KILLS = 4
+NUM_KILLS = 3
 
 
 def requests(num_draws: int = 1) -> list[Request]:
