@@ -17,7 +17,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 from mmar_jobs.artifact import file_sha256
-from mmar_jobs.audio import Clip, canary_clip, encode_wav
+from mmar_jobs.audio import Clip, canary_clip, encode_wav, num_audio_tokens
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.encode import load_processor, render_prompt
 from mmar_jobs.engine import (
@@ -120,10 +120,11 @@ class ServerEngine:
 
     async def _ask(self, fleet: Fleet, request: Request, sampling: Sampling) -> list[Completion]:
         prompt_ids = self._prompt_ids(request.prompt)
+        num_tokens = len(prompt_ids) + num_audio_tokens(len(request.clip.waveform))
         name = sha256(request.clip.waveform.tobytes())
 
         async def attempt(link: Link) -> list[Completion]:
-            _check_room(link, len(prompt_ids), sampling)
+            _check_room(link, num_tokens, sampling)
             reply = await self._send(link, request, sampling, name)
             return completions(reply, request, prompt_ids, self._vocabulary)
 
@@ -202,11 +203,11 @@ def _parsed(data: bytes, request: Request) -> Reply:
         raise Transient(f"a reply that is no chat completion ({error})") from None
 
 
-def _check_room(link: Link, num_text_tokens: int, sampling: Sampling) -> None:
-    if num_text_tokens + sampling.max_tokens > link.max_model_len:
+def _check_room(link: Link, num_tokens: int, sampling: Sampling) -> None:
+    if num_tokens + sampling.max_tokens > link.max_model_len:
         raise SettingsError(
             f"{link.url} takes {link.max_model_len} tokens a sequence, a prompt of "
-            f"{num_text_tokens} and --sampling.max-tokens {sampling.max_tokens} are more: start it "
+            f"{num_tokens} and --sampling.max-tokens {sampling.max_tokens} are more: start it "
             "with a larger --max-model-len, or lower --sampling.max-tokens"
         )
 
