@@ -4,6 +4,8 @@ SHELL := /bin/bash
 # uv from PATH, else one installed beside the project: nothing outside this folder is touched.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --locked --all-extras --no-progress
+# Where this is set every process would compile torch and transformers anew: 10 s each.
+unexport PYTHONDONTWRITEBYTECODE
 SEED ?= 0
 SERVE := $(HOME)/.cache/mmar-jobs/serve
 DEMO := demo/seed-$(SEED)

@@ -61,6 +61,10 @@ def score_predictions(arguments: Sequence[str]) -> int:
     )
     add_arguments(parser)
     chosen = parser.parse_args(arguments)
+    if chosen.merged is not None and chosen.merged.suffix != ".jsonl":
+        raise SettingsError(
+            f"--merged {chosen.merged} must end in .jsonl: the official scripts look at it"
+        )
     questions = read_question_file(chosen.meta)
     rows = read_rows(chosen.predictions)
     if chosen.merged is not None:
@@ -75,8 +79,6 @@ def score_predictions(arguments: Sequence[str]) -> int:
 
 
 def _write_merged(path: Path, rows: Mapping[str, Mapping[str, Any]], meta: str) -> None:
-    if path.suffix != ".jsonl":
-        raise SettingsError(f"--merged {path} must end in .jsonl: the official scripts look at it")
     merged = list(merge_rows((json.loads(line.text) for line in open_lines(meta)), rows))
     write_output(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in merged))
     unknown = unscriptable(merged)

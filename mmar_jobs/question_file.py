@@ -6,7 +6,7 @@ Not here: the questions of a run (questions.py), and splitting or guarding them 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmar_jobs.audio import SAMPLE_RATE_HZ, ClipReader, decode
+from mmar_jobs.audio import SAMPLE_RATE_HZ, Clip, ClipReader, decode
 from mmar_jobs.datasets.mmar import BadRow, parse_questions
 from mmar_jobs.errors import DataError
 from mmar_jobs.manifest import sha256
@@ -38,7 +38,7 @@ def clips_beside(uri: str, audio_root: str, *, endpoint_url: str | None = None) 
     return ClipReader(audio_root, endpoint_url=endpoint_url)
 
 
-def heard(question: Question, clips: ClipReader) -> Question:
+def heard(question: Question, clips: ClipReader) -> tuple[Question, Clip]:
     """The question with its clip's digest and length in seconds, as ingest would fill them in."""
     found = CONTROL_TOKEN.search("\n".join([question.text, *question.choices]))
     if found:
@@ -48,7 +48,7 @@ def heard(question: Question, clips: ClipReader) -> Question:
     data = clips.read_bytes(question)
     clip = decode(data, question.audio)
     facts = {"audio_sha256": sha256(data), "audio_s": len(clip.waveform) / SAMPLE_RATE_HZ}
-    return question.model_copy(update=facts)
+    return question.model_copy(update=facts), clip
 
 
 def find_question(questions: Sequence[Question], question_id: str, where: str) -> Question:

@@ -4,8 +4,6 @@ import html
 import json
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +39,6 @@ from mmar_jobs.tiny.build import TinyWorld
 from tests.fakes import Fails, make_question, think, tone
 
 PROCESSOR = load_processor(tiny_model_folder())
-CHROMIUM = shutil.which("chromium")
 
 
 def first_id(path: Path) -> str:
@@ -296,27 +293,3 @@ def test_adapter_folder_without_weights_is_refused(
     question_id = first_id(world.heldout)
     model = ("--model", str(model_folder))
     assert "holds no adapter" in fails(ExitCode.SETTINGS, "inspect", question_id, *model, *flags)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the path")
-def test_a_browser_shows_and_prints_the_page(seen: Inspection, tmp_path: Path) -> None:
-    """No error on the console, no address but its own, a picture and a PDF come out."""
-    page, pdf, png = (tmp_path / f"page.{kind}" for kind in ("html", "pdf", "png"))
-    page.write_text(render_page(seen))
-    log = tmp_path / "net.json"
-    for arguments in (
-        [f"--screenshot={png}", "--window-size=1200,2000", f"--log-net-log={log}"],
-        [f"--print-to-pdf={pdf}"],
-    ):
-        told = subprocess.run(
-            [
-                str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--v=0",
-                "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
-                *arguments, page.as_uri(),
-            ],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        assert "CONSOLE" not in told.stderr
-    assert pdf.read_bytes().startswith(b"%PDF")
-    assert png.stat().st_size > 20_000

@@ -184,8 +184,6 @@ def test_the_last_checkpoints_error_is_not_lost() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_resumed_is_bit_equal_with_either_optimizer(optimizer: str, tmp_path: Path) -> None:
     """State of 32 and of 8 bits (and of small tensors, which stay at 32) comes back exactly."""
-    if optimizer == "adamw8bit":
-        pytest.importorskip("bitsandbytes")
     recipe = replace(RECIPE, optimizer=optimizer)
     expected, expected_result = run(recipe)
     checkpoints = MemoryCheckpoints()
@@ -199,8 +197,6 @@ def test_resumed_is_bit_equal_with_either_optimizer(optimizer: str, tmp_path: Pa
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_a_state_of_other_factors_is_refused(optimizer: str) -> None:
     """A missing, an unknown or a misshapen tensor is a DataError, never a partly restored state."""
-    if optimizer == "adamw8bit":
-        pytest.importorskip("bitsandbytes")
     factors = {
         "a": torch.nn.Parameter(torch.randn(80, 80)),
         "b": torch.nn.Parameter(torch.randn(3)),

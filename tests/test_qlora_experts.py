@@ -1,5 +1,6 @@
 """The grouped LoRA layer and the experts against plain loops in fp64; dropout's statistics."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,6 +155,38 @@ def test_dropout_rate_and_mean() -> None:
     assert mask is not None
     assert abs(float(mask.float().mean()) - 0.05) < 4 * (0.05 * 0.95 / 1e6) ** 0.5
     assert abs(dropout.kept_share - 0.95) < 1e-5
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_dropout_of_one_input_says_nothing_of_another(rate: float) -> None:
+    """Neighbours in a row and a column, and one input in two masks, drop independently.
+
+    Two of them drop together with probability p²; four sigma of 4.2 million pairs.
+    """
+    dropout, shape = Dropout(rate, seed=4), torch.Size((2050, 2050))
+    dropout.active = True
+
+    def mask(row: int, site: int) -> Tensor:
+        dropout.row = row
+        drawn = dropout.mask(shape, site, device=torch.device("cpu"))
+        assert drawn is not None
+        return drawn
+
+    first = mask(0, 0)
+    pairs = {
+        "next column": (first[:, 1:], first[:, :-1]),
+        "next but one": (first[:, 2:], first[:, :-2]),
+        "next row": (first[1:], first[:-1]),
+        "next site": (first, mask(0, 1)),
+        "next packed row": (first, mask(1, 0)),
+    }
+    both = rate * rate
+    for name, (one, other) in pairs.items():
+        sigma = (both * (1 - both) / one.numel()) ** 0.5
+        assert abs(float((one & other).float().mean()) - both) < 4 * sigma, name
+    for counts in (first.float().mean(0), first.float().mean(1)):  # no column, no row stands out
+        sigma = (rate * (1 - rate) / 2050) ** 0.5
+        assert float((counts - rate).abs().max()) < 5.5 * sigma
 
 
 def test_dropout_is_off_outside_training() -> None:

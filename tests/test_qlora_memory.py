@@ -1,6 +1,8 @@
 """Tests of the memory model: what it keeps, what it refuses, and that it counts right."""
 
 import re
+from bisect import bisect_left
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,18 +12,19 @@ from hypothesis import strategies as st
 
 from mmar_jobs.bench.shape import SHAPES, build_thinker
 from mmar_jobs.errors import SettingsError
-from mmar_jobs.qlora.lora import attach_lora
-from mmar_jobs.qlora.loss import CHUNK_TOKENS
+from mmar_jobs.qlora.device import plan_gpu
+from mmar_jobs.qlora.distributed import ALONE
+from mmar_jobs.qlora.lora import attach_lora, fuse
 from mmar_jobs.qlora.memory import (
     LEVELS,
-    LOSS_CHUNK,
     MemoryPlan,
     ModelShape,
     Quantization,
     Trained,
     plan_memory,
 )
-from mmar_jobs.qlora.recipes import LoraRecipe
+from mmar_jobs.qlora.recipes import LoraRecipe, Optimizer, TrainRecipe
+from tests import qlora_cases as cases
 
 REAL = SHAPES["30b"]
 GB = 10**9
@@ -167,6 +170,29 @@ def test_a_quantised_base_is_as_large_as_planned() -> None:
     assert planned == pytest.approx(plain + coded, rel=2e-3)
 
 
-def test_the_loss_is_chunked_as_planned() -> None:
-    """The model knows how many tokens' logits exist at once."""
-    assert LOSS_CHUNK == CHUNK_TOKENS
+def test_moments_are_paged_only_where_nothing_else_fits() -> None:
+    """Between the smallest budgets with and without them; fp32 moments never are."""
+    lora = fuse(cases.adapted())
+    recipe = TrainRecipe(learning_rate=1e-3, token_budget=64)
+
+    def outcome(limit_bytes: int, optimizer: Optimizer) -> int:
+        """0 refused, 1 paged, 2 all on the GPU."""
+        chosen = replace(recipe, optimizer=optimizer)
+        known: Any = {"limit_bytes": limit_bytes, "quantization": "none", "workers": ALONE}
+        try:
+            return 1 if plan_gpu(lora, chosen, **known) else 2
+        except SettingsError:
+            return 0
+
+    def smallest(wanted: int, optimizer: Optimizer = "adamw8bit") -> int:
+        return bisect_left(range(2 * GB), wanted, key=lambda limit: outcome(limit, optimizer))
+
+    num_factors = sum(factor.numel() for factor in lora.factors().values())
+    assert smallest(2) - smallest(1) == round(num_factors * (2 + 8 / 256))
+    assert smallest(2, "adamw") == smallest(1, "adamw") > smallest(2)
+    tower_bytes = sum(p.numel() * p.element_size() for p in lora.model.audio_tower.parameters())
+    how = Trained(3, "adamw8bit", "none", pages_optimizer=True, tower_bytes=tower_bytes)
+    shape = ModelShape.of(lora.model.model.config)
+    planned = plan_memory(shape, 64, smallest(1), completion_tokens=64, trained=how)
+    assert (smallest(1), {LEVELS[0]}) == (planned.peak_bytes, set(planned.saved))
+    assert tower_bytes == planned.parts["audio tower"] > 0

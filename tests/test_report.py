@@ -21,8 +21,9 @@ from mmar_jobs.records import Grade, Question
 from mmar_jobs.report import write_report
 from mmar_jobs.report.cases import MAX_CASES, pick, show_cases
 from mmar_jobs.report.findings import Comparison, Headline, compare, headline
-from mmar_jobs.report.plots import accuracy, duration
+from mmar_jobs.report.plots import accuracy
 from mmar_jobs.report.run_view import Run, read_run
+from mmar_jobs.report.words import duration
 from mmar_jobs.store import Store, open_store
 
 EVIL = '</script><script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'

@@ -1,10 +1,12 @@
 """Tests of the two accuracies and of where they part."""
 
 import json
+import random
+import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mmar_jobs.errors import DataError
@@ -86,6 +88,47 @@ def test_the_strict_matcher_never_accepts_a_wrong_choice(
     blind = order_blind_choices(question)
     assert answer not in blind
     assert all(set(answer.split()) <= set(choice.split()) for choice in blind)
+
+
+PHRASES = st.lists(
+    st.lists(st.text("abÉ是9_", min_size=1, max_size=3), min_size=1, max_size=4).map(" ".join),
+    min_size=2, max_size=5, unique_by=lambda phrase: frozenset(phrase.lower().split()),
+)  # fmt: skip
+
+
+@given(PHRASES, st.sampled_from(["{}", "{}.", "«{}»", "\t{}\n", "-- {} --"]))
+def test_the_true_answers_text_always_passes(choices: list[str], around: str) -> None:
+    """Each choice, as the answer, is accepted for itself, whatever the others are."""
+    for answer in choices:
+        assert official_correct(around.format(answer), answer, choices)
+
+
+@given(PHRASES, st.text("abÉ是9_ .", max_size=12), st.randoms())
+def test_the_order_of_choices_and_words_changes_nothing(
+    choices: list[str], said: str, dice: random.Random
+) -> None:
+    """Neither of the choices nor of the words said: the matcher compares sets."""
+    answer = choices[0]
+    expected = official_correct(said, answer, choices)
+    others, words = list(choices), said.split()
+    dice.shuffle(others)
+    dice.shuffle(words)
+    assert expected == official_correct(said, answer, others)
+    assert expected == official_correct(" ".join(words), answer, choices)
+
+
+@given(PHRASES, st.text("abÉ是9_ .", max_size=12), st.data())
+def test_a_wrong_choices_own_word_always_fails(
+    choices: list[str], said: str, data: st.DataObject
+) -> None:
+    """Whatever else is said, be it the whole answer: one word that only a wrong choice has."""
+    answer = choices[0]
+    gold = set(re.findall(r"\w+", answer.lower()))
+    private = sorted(set(re.findall(r"\w+", " ".join(choices[1:]).lower())) - gold)
+    assume(private)
+    word = data.draw(st.sampled_from(private))
+    for text in (f"{said} {word}", f"{word} {answer}", f"{answer}. {said}, {word.upper()}!"):
+        assert not official_correct(text, answer, choices)
 
 
 QUESTIONS = [

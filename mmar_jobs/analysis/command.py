@@ -66,7 +66,8 @@ def compare(arguments: Sequence[str]) -> int:
             found, items, files, sounds=_sounds(chosen), max_items=chosen.max_items
         )
         write_output(chosen.html, html)
-    shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(table(found))
+    lines = table(found, all_groups=chosen.all_groups)
+    shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(lines)
     sys.stdout.write(f"{shown}\n")
     return ExitCode.DONE
 
@@ -113,8 +114,8 @@ def analyze(arguments: Sequence[str]) -> int:
     if chosen.export is not None:
         rows = failed_rows(items, file, signs_Q)
         write_output(chosen.export, "".join(f"{json.dumps(row)}\n" for row in rows))
-    lines_of_text = survey_table(found, chosen.worst)
-    shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(lines_of_text)
+    told = survey_table(found, chosen.worst, all_groups=chosen.all_groups)
+    shown = found.model_dump_json(indent=1) if chosen.json else "\n".join(told)
     sys.stdout.write(f"{shown}\n")
     return ExitCode.DONE
 
@@ -142,6 +143,9 @@ def _add_common(parser: Parser) -> None:
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object (default: a table)"
+    )
+    parser.add_argument(
+        "--all-groups", action="store_true", help="print every group (default: one screen)"
     )
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page to FILE (default: none)"

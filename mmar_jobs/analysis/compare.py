@@ -27,6 +27,7 @@ from mmar_jobs.stats import (
 
 ALPHA: Final = 0.05
 SEED: Final = 0
+_MIN_CLIPS: Final = 10  # a bootstrap of fewer is far too narrow; of one it is a point
 
 
 class Finding(StrEnum):
@@ -41,14 +42,15 @@ class Change(Record):
     """Two files on the same n questions; accuracies and gain are fractions.
 
     `num_lost` questions are right only in the baseline, `num_won` only in the other file;
-    `p_value` is exact McNemar, two-sided; the interval of the gain is a paired bootstrap.
+    `p_value` is exact McNemar, two-sided; the interval of the gain is a paired bootstrap, None
+    where it would only repeat what it has seen: of fewer than 10 clips, or where nothing flipped.
     """
 
     n: int
     baseline_accuracy: float
     accuracy: float
     gain: float
-    gain_ci95: tuple[float, float]
+    gain_ci95: tuple[float, float] | None
     num_lost: int
     num_won: int
     p_value: float
@@ -138,10 +140,27 @@ def compare_pair(items: Items, baseline: Outcomes, other: Outcomes) -> Pair:
 
 def worst_first(pair: Pair) -> list[tuple[str, GroupChange]]:
     """Groups that lost, with their dimension: measurably worse ones first, then by net loss."""
-    found = [(dimension, row) for dimension, rows in pair.dimensions.items() for row in rows]
-    lost = [(dimension, row) for dimension, row in found if row.gain < 0]
+    return _ranked(pair, -1)
+
+
+def best_first(pair: Pair) -> list[tuple[str, GroupChange]]:
+    """Groups that won, likewise."""
+    return _ranked(pair, 1)
+
+
+def _ranked(pair: Pair, sign: int) -> list[tuple[str, GroupChange]]:
+    found = [
+        (dimension, row)
+        for dimension, rows in pair.dimensions.items()
+        for row in rows
+        if sign * row.gain > 0
+    ]
     return sorted(
-        lost, key=lambda pair: (pair[1].finding is not Finding.WORSE, pair[1].gain * pair[1].n)
+        found,
+        key=lambda item: (
+            item[1].finding is Finding.NO_DIFFERENCE,
+            -abs(item[1].num_won - item[1].num_lost),
+        ),
     )
 
 
@@ -223,8 +242,10 @@ def _changes(
 
 def _interval(
     clip_Q: NDArray[np.int32], gain_Q: NDArray[np.int64], lost: int, won: int
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     clips, place_Q = np.unique(clip_Q, return_inverse=True)
+    if len(clips) < _MIN_CLIPS or not lost + won:
+        return None
     if len(clips) == len(clip_Q):
         return _bootstrap(lost, won, len(clip_Q))
     gains = np.bincount(place_Q, weights=gain_Q).round().astype(np.int64)

@@ -80,7 +80,6 @@ def render_comparison(
         pair_files = by_name[section.pair.baseline], by_name[section.pair.name]
         section.flips.extend(_flips(section.pair, items, pair_files, sounds, max_items))
     environment = report_page.open_templates(*TEMPLATES)
-    environment.filters["p_text"] = text.p_text
     return environment.get_template("compare.html.j2").render(
         comparison=comparison,
         sections=sections,

@@ -8,23 +8,20 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mmar_jobs.analysis.compare import Finding, GroupChange
-from mmar_jobs.analysis.text import points
-from mmar_jobs.report.axis import name_rows, percent_axis, short_name
-from mmar_jobs.report.svg import AFTER, BEFORE, GRID, INK, MUTED, SOFT, figure, to_svg
+from mmar_jobs.analysis.survey import Lengths
+from mmar_jobs.report.axis import color_legend, name_rows, percent_axis, short_name
+from mmar_jobs.report.svg import AFTER, BEFORE, GRID, INK, MUTED, PAPER, SOFT, figure, to_svg
+from mmar_jobs.report.words import points
+from mmar_jobs.submission import MAX_THINKING_CHARACTERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH: Final = 5.4
 _WIDE: Final = 9.6
-# Brown to teal (ColorBrewer BrBG), told apart by all common kinds of colour blindness.
-_LOSS_TO_GAIN: Final = (
-    *("#8c510a", "#bf812d", "#dfc27d", "#f6e8c3", "#f5f5f5"),
-    *("#c7eae5", "#80cdc1", "#35978f", "#01665e"),
-)
-_DARK_STEPS: Final = frozenset({0, 1, 7, 8})
 _FULL_POINTS: Final = 20.0  # the strongest colour
 _FULL_N: Final = 20  # smaller cells change by chance and fade
+_FULL_ALPHA: Final = 0.5  # ink on it is readable on light and on dark paper
 _FINDING_COLORS: Final = {
     Finding.BETTER: AFTER,
     Finding.WORSE: MUTED,
@@ -40,14 +37,16 @@ class Cell(NamedTuple):
 
 
 def changes(rows: Sequence[GroupChange], name: str, title: str) -> str:
-    """Change of each group with its interval; measurable ones in colour."""
+    """Change of each group with its interval; measurable ones in colour, hollow without one."""
     with figure(_WIDTH, 1.0 + 0.4 * len(rows)) as (made, (axes,)):
         axes.axvline(0, color=SOFT, linewidth=1)
         for row, found in enumerate(rows):
-            low, high = (100 * end for end in found.gain_ci95)
             color = _FINDING_COLORS[found.finding]
-            axes.plot([low, high], [row, row], color=color, linewidth=2.4, alpha=0.55)
-            axes.plot(100 * found.gain, row, "o", color=color, markersize=7)
+            if found.gain_ci95 is not None:
+                ends = [100 * end for end in found.gain_ci95]
+                axes.plot(ends, [row, row], color=color, linewidth=2.4, alpha=0.55)
+            fill = PAPER if found.gain_ci95 is None else color
+            axes.plot(100 * found.gain, row, "o", color=color, markerfacecolor=fill, markersize=7)
             _beside(axes, row, points(found.gain))
         name_rows(axes, [f"{short_name(found.name)} ({found.n})" for found in rows])
         axes.set_xlabel("change in points, 95 % interval")
@@ -110,29 +109,29 @@ def error_rates(rows: Sequence[tuple[str, int, float, tuple[float, float]]], nam
         return to_svg(made, name, f"Wrong answers by group. {told}.")
 
 
-def lengths(counts: Sequence[tuple[int, int]], edges: Sequence[int], limit: int) -> str:
-    """Lengths of thinking in characters, right and wrong answers stacked in each bin of `edges`."""
+def lengths(found: Lengths) -> str:
+    """Lengths of thinking in characters, right and wrong answers stacked in each bin."""
+    edges, counts = found.edges, found.bins
+    more = f"in the last bar all longer ones, up to {found.longest:,}" if found.is_cut else ""
     with figure(_WIDTH, 3.0) as (made, (axes,)):
         starts = list(edges[:-1])
         widths = [end - start for start, end in pairwise(edges)]
         rights = [right for right, _ in counts]
-        axes.bar(starts, rights, widths, align="edge", color=AFTER, label="right", alpha=0.85)
-        axes.bar(
-            starts, [wrong for _, wrong in counts], widths, bottom=rights, align="edge",
-            color=MUTED, label="wrong", alpha=0.85,
-        )  # fmt: skip
-        if edges[-1] > limit:
-            axes.axvline(limit, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.bar(starts, rights, widths, align="edge", color=AFTER)
+        wrongs = [wrong for _, wrong in counts]
+        axes.bar(starts, wrongs, widths, bottom=rights, align="edge", color=MUTED)
+        if edges[-1] > MAX_THINKING_CHARACTERS:
+            axes.axvline(MAX_THINKING_CHARACTERS, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.grid(visible=True, axis="y")
         axes.spines["bottom"].set_color(GRID)
-        axes.set_xlabel("length of thinking, characters")
+        axes.set_xlabel("\n".join(filter(None, ["length of thinking, characters", more])))
         axes.set_ylabel("questions")
-        axes.legend(loc="upper right")
+        color_legend(axes, {"right": AFTER, "wrong": MUTED})
         total = sum(right + wrong for right, wrong in counts)
         return to_svg(
             made, "lengths",
-            f"Lengths of thinking of {total} predictions, up to {edges[-1]} characters; right and "
-            "wrong answers stacked.",
+            f"Lengths of thinking of {total} predictions, up to {edges[-1]} characters, right and "
+            f"wrong answers stacked{f'; {more}' if more else ''}.",
         )  # fmt: skip
 
 
@@ -151,15 +150,10 @@ def _beside(axes: "Axes", row: int, text: str) -> None:
 def _draw_cell(axes: "Axes", x: int, y: int, cell: Cell) -> None:
     from matplotlib.patches import Rectangle  # noqa: PLC0415 - see svg.figure
 
-    share = max(-1.0, min(1.0, 100 * cell.gain / _FULL_POINTS)) * min(1.0, cell.n / _FULL_N)
-    step = round((share + 1) / 2 * (len(_LOSS_TO_GAIN) - 1))
-    axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=_LOSS_TO_GAIN[step], lw=0))
-    axes.text(
-        x,
-        y,
-        f"{points(cell.gain)} ({cell.n})",
-        ha="center",
-        va="center",
-        fontsize=8.2,
-        color="#ffffff" if step in _DARK_STEPS else "#10201e",
-    )
+    share = min(1.0, 100 * abs(cell.gain) / _FULL_POINTS) * min(1.0, cell.n / _FULL_N)
+    color = AFTER if cell.gain > 0 else MUTED
+    place = (x - 0.48, y - 0.46)
+    axes.add_patch(Rectangle(place, 0.96, 0.92, color=color, alpha=share * _FULL_ALPHA, lw=0))
+    axes.add_patch(Rectangle(place, 0.96, 0.92, fill=False, edgecolor=GRID, lw=0.8))
+    told = f"{points(cell.gain)} ({cell.n})"
+    axes.text(x, y, told, ha="center", va="center", fontsize=8.2, color=INK)

@@ -104,9 +104,9 @@ def repeated_share(tokens: Sequence[str]) -> float:
 
 
 def loop_length(tokens: Sequence[str]) -> int:
-    """Tokens of the part that is said again and again at the end; 0 where there is no loop.
+    """Tokens of the longest end that is the same part said again and again; 0 for no loop.
 
-    A loop is an end of at least 30 tokens that consists of three turns or more. Its period falls
+    A loop has at least 30 tokens and three turns, of which the first may be cut. Its period falls
     out of the prefix function (Knuth, Morris and Pratt 1977) of the reversed text, in linear time.
     """
     tail = list(reversed(tokens[-_MAX_TAIL_TOKENS:]))
@@ -120,7 +120,7 @@ def loop_length(tokens: Sequence[str]) -> int:
         length = i + 1
         period = length - borders[i]
         if length >= _MIN_LOOP_TOKENS and length >= _MIN_TURNS * period:
-            longest = period
+            longest = length
     return longest
 
 

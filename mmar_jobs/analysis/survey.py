@@ -19,9 +19,11 @@ from mmar_jobs.analysis.signs import SIGN_TEXT, Sign, find_signs, script_counts
 from mmar_jobs.datasets.mmar import BENCHMARK_MARK
 from mmar_jobs.records import Record
 from mmar_jobs.stats import fisher_fewer, holm, wilson_interval
+from mmar_jobs.submission import MAX_THINKING_CHARACTERS
 
 ALPHA: Final = 0.05
 _NUM_BINS: Final = 40
+_LONGEST_SHOWN: Final = 2 * MAX_THINKING_CHARACTERS  # one runaway must not flatten all others
 
 
 class GroupErrors(Record):
@@ -58,13 +60,21 @@ class SignCount(Record):
 
 
 class Lengths(Record):
-    """Lengths of thinking in characters; `bins` count right and wrong answers between `edges`."""
+    """Lengths of thinking in characters; `bins` count right and wrong answers between `edges`.
+
+    The last bin also has all that are longer.
+    """
 
     median: int
     percentile_95: int
     longest: int
     edges: tuple[int, ...]
     bins: tuple[tuple[int, int], ...]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the last bin has longer ones than it says."""
+        return self.longest >= self.edges[-1]
 
 
 class Survey(Record):
@@ -82,6 +92,11 @@ class Survey(Record):
     lengths: Lengths
     scripts: dict[str, int]
     wrong_ids: tuple[str, ...]
+
+    @property
+    def signs_seen(self) -> list[SignCount]:
+        """The signs that any prediction has."""
+        return [sign for sign in self.signs if sign.num]
 
 
 def survey(items: Items, file: Outcomes, *, matcher: Matcher) -> tuple[Survey, list[list[Sign]]]:
@@ -181,10 +196,12 @@ def _count(
 
 def _lengths(lengths_Q: NDArray[np.int64], right_Q: NDArray[np.bool_]) -> Lengths:
     longest = int(lengths_Q.max())
-    width = max(1, -(-(longest + 1) // _NUM_BINS))
-    edges = list(range(0, longest + 1 + width, width))
-    rights, _ = np.histogram(lengths_Q[right_Q], edges)
-    wrongs, _ = np.histogram(lengths_Q[~right_Q], edges)
+    shown_Q = np.minimum(lengths_Q, _LONGEST_SHOWN)
+    end = int(shown_Q.max()) + 1
+    width = -(-end // _NUM_BINS)
+    edges = list(range(0, end + width, width))
+    rights, _ = np.histogram(shown_Q[right_Q], edges)
+    wrongs, _ = np.histogram(shown_Q[~right_Q], edges)
     return Lengths(
         median=int(np.median(lengths_Q)),
         percentile_95=int(np.quantile(lengths_Q, 0.95)),

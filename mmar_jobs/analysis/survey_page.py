@@ -19,7 +19,6 @@ from mmar_jobs.analysis.survey import Survey, worst
 from mmar_jobs.analysis.text import DIMENSION_NAMES
 from mmar_jobs.records import Question
 from mmar_jobs.report.page import open_templates
-from mmar_jobs.submission import MAX_THINKING_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ def _pictures(found: Survey) -> list[tuple[str, Markup]]:
             svg = plots.error_rates(shares, f"errors-{dimension}")
             title = f"Wrong answers by {DIMENSION_NAMES[dimension]}"
             pictures.append((title, Markup(svg)))  # noqa: S704 - matplotlib escapes its texts
-    lengths = found.lengths
-    svg = plots.lengths(lengths.bins, lengths.edges, MAX_THINKING_CHARACTERS)
+    svg = plots.lengths(found.lengths)
     pictures.append(("Length of thinking", Markup(svg)))  # noqa: S704 - the same
     return pictures

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from mmar_jobs.analysis.survey import GroupErrors, Survey, worst
-from mmar_jobs.analysis.text import DIMENSION_NAMES, p_text
+from mmar_jobs.analysis.text import DIMENSION_NAMES, group_name
+from mmar_jobs.columns import aligned
+from mmar_jobs.report.words import p_text
 
 _BAR: Final = 30
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
@@ -34,7 +36,7 @@ def where(found: Survey) -> str:
     if not proven:
         return "No group is measurably worse than the other questions (Holm-adjusted, 5 %)."
     shown = [
-        f"{DIMENSION_NAMES[row.dimension]} {row.name} ({row.error_rate:.0%} of {row.n} wrong, "
+        f"{group_name(row.dimension, row.name)} ({row.error_rate:.0%} of {row.n} wrong, "
         f"{row.num_excess:.0f} more than elsewhere, {p_text(row.p_value_holm)})"
         for row in proven[:_NUM_NAMED]
     ]
@@ -42,31 +44,55 @@ def where(found: Survey) -> str:
     return f"Measurably worst: {', '.join(shown)}" + (f" and {more} more." if more > 0 else ".")
 
 
-def table(found: Survey, num_worst: int) -> list[str]:
-    """Everything as lines of text."""
-    lengths = found.lengths
+def table(found: Survey, num_worst: int, *, all_groups: bool) -> list[str]:
+    """The answer, the worst groups and the signs; with bars of every group where wanted."""
     lines = [f"{found.name}: {headline(found)}", f"  {evidence(found)}", f"  {where(found)}", ""]
-    for dimension, rows in found.dimensions.items():
-        lines += [f"Wrong by {DIMENSION_NAMES[dimension]}", *_bars(rows), ""]
-    lines += [f"The {num_worst} groups with most errors beyond the share elsewhere"]
-    lines += [
-        f"  {row.num_excess:>6.1f} {DIMENSION_NAMES[row.dimension]}: {row.name} "
-        f"({row.num_wrong} of {row.n}, {p_text(row.p_value_holm)})"
-        for row in worst(found, num_worst)
-    ]
-    lines += ["", "   num  right with  right without  sign"]
-    lines += [
-        f"{sign.num:>6}  {_percent(sign.accuracy_with):>10}  "
-        f"{_percent(sign.accuracy_without):>13}  {sign.text}"
-        for sign in found.signs
-    ]
+    if all_groups:
+        for dimension, rows in found.dimensions.items():
+            lines += [f"Wrong by {DIMENSION_NAMES[dimension]}", *_bars(rows), ""]
+    lines += [*aligned(_worst_rows(found, num_worst)), "", *aligned(_sign_rows(found), left=(0, 4))]
+    if not found.signs_seen:
+        lines.append("nothing odd: no sign was seen")
+    lengths = found.lengths
     scripts = ", ".join(f"{name} {num:,}" for name, num in found.scripts.items())
-    lines += [
+    return [
+        *lines,
         "",
         f"Thinking: median {lengths.median:,} characters, 95 % up to {lengths.percentile_95:,}, "
-        f"longest {lengths.longest:,}; mostly in {scripts or 'no script'}.",
+        f"longest {lengths.longest:,}. Script of most letters: {scripts or 'none'}.",
+        *([] if all_groups else ["Every group: --all-groups, or --html FILE with pictures."]),
     ]
-    return lines
+
+
+def _worst_rows(found: Survey, num_worst: int) -> list[list[str]]:
+    rows = [["most errors beyond the share elsewhere", "beyond", "wrong", "of", "share", "p, Holm"]]
+    rows += [
+        [
+            f"  {group_name(row.dimension, row.name)}",
+            f"{row.num_excess:.1f}",
+            str(row.num_wrong),
+            str(row.n),
+            f"{row.error_rate:.0%}",
+            f"{row.p_value_holm:.2g}{' worse' if row.is_worse else ''}",
+        ]
+        for row in worst(found, num_worst)
+    ]
+    return rows
+
+
+def _sign_rows(found: Survey) -> list[list[str]]:
+    rows = [["signs", "seen", "right with", "right without", ""]]
+    rows += [
+        [
+            f"  {sign.sign.replace('_', ' ')}",
+            str(sign.num),
+            _percent(sign.accuracy_with),
+            _percent(sign.accuracy_without),
+            sign.text,
+        ]
+        for sign in found.signs_seen
+    ]
+    return rows
 
 
 def bar(share: float) -> str:

@@ -12,11 +12,12 @@ from mmar_jobs.analysis.compare import (
     Finding,
     GroupChange,
     Pair,
+    best_first,
     worst_first,
 )
 from mmar_jobs.columns import aligned
+from mmar_jobs.report.words import gain_interval, p_text, points
 
-MINUS: Final = "\N{MINUS SIGN}"
 DIMENSION_NAMES: Final = {
     "modality": "modality",
     "category": "category",
@@ -25,17 +26,14 @@ DIMENSION_NAMES: Final = {
     "clip_length": "clip length",
 }
 _NUM_NAMED: Final = 3
+_NUM_GROUPS: Final = 6  # that lost most, and that won most: with them the answer fills one screen
 _MAX_NAME: Final = 44
+_HEAD: Final = ("change", "95 %", "won", "lost", "p", "p, Holm")
 
 
-def points(fraction: float) -> str:
-    """A difference of accuracies in points, with its sign."""
-    return f"{100 * fraction:+.1f}".replace("-", MINUS)
-
-
-def p_text(value: float) -> str:
-    """A p-value after a sign of comparison."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+def group_name(dimension: str, name: str) -> str:
+    """A group where it stands alone, as in "category Semantic Layer"."""
+    return name if dimension == "num_choices" else f"{DIMENSION_NAMES[dimension]} {name}"
 
 
 def headline(pair: Pair) -> str:
@@ -52,11 +50,11 @@ def headline(pair: Pair) -> str:
 
 def evidence(pair: Pair) -> str:
     """The numbers behind the headline, and what this many questions could have shown."""
-    low, high = pair.gain_ci95
+    ends = "" if pair.gain_ci95 is None else f" (95 %: {gain_interval(pair.gain_ci95)})"
     told = (
         f"{pair.baseline_accuracy:.1%} → {pair.accuracy:.1%} of {pair.n:,} questions, "
-        f"{points(pair.gain)} points (95 %: {points(low)} to {points(high)}); {pair.num_won} won, "
-        f"{pair.num_lost} lost, exact McNemar {p_text(pair.p_value)}."
+        f"{points(pair.gain)} points{ends}; {pair.num_won} won, {pair.num_lost} lost, exact "
+        f"McNemar {p_text(pair.p_value)}."
     )
     if pair.detectable_gain is None:
         return f"{told} With so few disagreements no difference could have been shown."
@@ -80,26 +78,32 @@ def where_worse(pair: Pair) -> str:
     )
 
 
-def table(comparison: Comparison) -> list[str]:
-    """Everything as lines of text, each pair's answer first."""
+def table(comparison: Comparison, *, all_groups: bool) -> list[str]:
+    """The answer of each pair; with numbers by group where there is one pair, or all are wanted.
+
+    Without `all_groups` it is one screen: the groups that changed most.
+    """
     lines: list[str] = []
     if len(comparison.files) > 2:
         lines += [*aligned(_file_rows(comparison)), ""]
     for pair in comparison.pairs:
         lines += [headline(pair), f"  {evidence(pair)}", f"  {where_worse(pair)}", ""]
-        lines += [*aligned(_pair_rows(pair)), ""]
+        if all_groups:
+            lines += [*aligned(_all_rows(pair)), ""]
+        elif len(comparison.pairs) == 1:
+            lines += [*aligned(_extreme_rows(pair)), ""]
     if comparison.num_clips < comparison.num_questions:
         lines.append(
             f"{comparison.num_questions:,} questions share {comparison.num_clips:,} clips: "
             "intervals draw whole clips, p-values take questions as independent."
         )
-    lines.append(f"Right by the {comparison.matcher} matcher.")
-    return lines
+    more = "" if all_groups else " Every group: --all-groups, or --html FILE with pictures."
+    return [*lines, f"Right by the {comparison.matcher} matcher.{more}"]
 
 
 def _named(rows: Sequence[tuple[str, GroupChange]]) -> str:
     shown = [
-        f"{DIMENSION_NAMES[dimension]} {row.name} ({points(row.gain)} points of {row.n}, "
+        f"{group_name(dimension, row.name)} ({points(row.gain)} points of {row.n}, "
         f"{p_text(row.p_value_holm)})"
         for dimension, row in rows[:_NUM_NAMED]
     ]
@@ -111,31 +115,44 @@ def _file_rows(comparison: Comparison) -> list[list[str]]:
     rows = [["file", "right", "95 %", "names a choice"]]
     for file in comparison.files:
         low, high = file.accuracy_ci95
-        interval = f"{low:.1%} to {high:.1%}"
-        rows.append([file.name, f"{file.accuracy:.1%}", interval, str(file.num_named)])
+        share = f"{low:.1%} to {high:.1%}"
+        rows.append([file.name, f"{file.accuracy:.1%}", share, str(file.num_named)])
     return rows
 
 
-def _pair_rows(pair: Pair) -> list[list[str]]:
-    rows = [["", "n", pair.baseline, pair.name, "change", "95 %", "won", "lost", "p", "p, Holm"]]
-    rows.append([*_cells("all", pair), ""])
+def _extreme_rows(pair: Pair) -> list[list[str]]:
+    rows = [["", "n", pair.baseline, pair.name, *_HEAD], [*_cells("all", pair), ""]]
+    for title, found in (("lost most", worst_first(pair)), ("won most", best_first(pair))):
+        more = f", {_NUM_GROUPS} of {len(found)}" if len(found) > _NUM_GROUPS else ""
+        rows.append([f"{title}{more}" if found else f"{title}: no group", *[""] * 9])
+        rows += [
+            _group_cells(group_name(dimension, row.name), row)
+            for dimension, row in found[:_NUM_GROUPS]
+        ]
+    return rows
+
+
+def _all_rows(pair: Pair) -> list[list[str]]:
+    rows = [["", "n", pair.baseline, pair.name, *_HEAD], [*_cells("all", pair), ""]]
     for dimension, found in pair.dimensions.items():
         rows.append([DIMENSION_NAMES[dimension], *[""] * 9])
-        for row in found:
-            mark = f" {row.finding}" if row.finding is not Finding.NO_DIFFERENCE else ""
-            rows.append([*_cells(f"  {row.name}", row), f"{_p(row.p_value_holm)}{mark}"])
+        rows += [_group_cells(row.name, row) for row in found]
     return rows
+
+
+def _group_cells(name: str, row: GroupChange) -> list[str]:
+    mark = f" {row.finding}" if row.finding is not Finding.NO_DIFFERENCE else ""
+    return [*_cells(f"  {name}", row), f"{_p(row.p_value_holm)}{mark}"]
 
 
 def _cells(name: str, row: Change) -> list[str]:
-    low, high = row.gain_ci95
     return [
         name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…",
         str(row.n),
         f"{row.baseline_accuracy:.1%}",
         f"{row.accuracy:.1%}",
         points(row.gain),
-        f"{points(low)} to {points(high)}",
+        gain_interval(row.gain_ci95),
         str(row.num_won),
         str(row.num_lost),
         _p(row.p_value),

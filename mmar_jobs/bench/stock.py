@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor
 
-from mmar_jobs.qlora.attention import attend_rows, packed_attention, row_layout
+from mmar_jobs.qlora.attention import BACKEND, row_layout
 from mmar_jobs.qlora.foreign import Thinker
 from mmar_jobs.qlora.loss import linear_cross_entropy, token_coefficients
 from mmar_jobs.qlora.optimizer import build_optimizer
@@ -22,27 +21,6 @@ from mmar_jobs.qlora.recipes import TrainRecipe
 _ATTENTION = r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
 _EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
-_BACKEND = "mmar_stock"
-
-
-def _attend(
-    module: nn.Module,
-    query_1HSD: Tensor,
-    key_1GSD: Tensor,
-    value_1GSD: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Variable-length flash attention where there is one; as in transformers' own interface."""
-    if not query_1HSD.is_cuda:
-        return packed_attention(module, query_1HSD, key_1GSD, value_1GSD, attention_mask, **kwargs)
-    query, key, value = (x[0].transpose(0, 1) for x in (query_1HSD, key_1GSD, value_1GSD))
-    out_SHD = attend_rows(query, key, value, kwargs["row_layout"], scale=kwargs["scaling"])
-    return out_SHD[None], None
-
-
-ALL_ATTENTION_FUNCTIONS.register(_BACKEND, _attend)
-
 
 class StockTrainer:
     """LoRA of PEFT on attention and fused experts, dropout 0 (it takes no other), checkpointing."""
@@ -51,7 +29,7 @@ class StockTrainer:
         self.model = model
         self.recipe = recipe
         model.set_experts_implementation("grouped_mm")
-        model.model.config._attn_implementation = _BACKEND  # noqa: SLF001 - transformers reads this
+        model.model.config._attn_implementation = BACKEND  # noqa: SLF001 - transformers reads this
         config: Any = LoraConfig
         wrapped = get_peft_model(
             model,

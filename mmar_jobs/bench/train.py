@@ -115,9 +115,7 @@ class _Ours:
         recipe = LoraRecipe(rank=bench.rank, alpha=2.0 * bench.rank, dropout=bench.dropout)
         self.lora: LoraModel = attach_lora(model, recipe, seed=bench.seed)
         self.recipe = _recipe(bench, max(bench.tokens))
-        self.optimizer = build_optimizer(
-            self.lora.factors().values(), self.recipe, memory_bytes=bench.memory_bytes
-        )
+        self.optimizer = build_optimizer(self.lora.factors().values(), self.recipe)
         self.step = 0
 
     def measure(self, rows: _Rows, tokens: int, figures: Figures) -> Iterator[Measurement]:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, find_artifact, require_artifact
-from mmar_jobs.audio import ClipReader, decode
+from mmar_jobs.audio import Clip, ClipReader
 from mmar_jobs.base_model import check_config, model_digest
 from mmar_jobs.engine import Sampling
 from mmar_jobs.errors import SettingsError
@@ -79,7 +79,7 @@ def _from_file(asked: Asked) -> Subject:
     questions = read_question_file(asked.questions, endpoint_url=asked.endpoint_url)
     question = find_question(questions, asked.question_id, asked.questions)
     clips = clips_beside(asked.questions, asked.audio_root, endpoint_url=asked.endpoint_url)
-    return _subject(asked, heard(question, clips), clips, adapter=asked.adapter, example="")
+    return _subject(asked, *heard(question, clips), adapter=asked.adapter, example="")
 
 
 def _from_run(asked: Asked, store: Store, folder: Path) -> Subject:
@@ -96,13 +96,14 @@ def _from_run(asked: Asked, store: Store, folder: Path) -> Subject:
             model.adapter.download(folder)
             adapter = folder
     example = _example(store, asked.run_id, question.id)
-    return _subject(asked, question, clips, adapter=adapter, example=example, name=name)
+    clip = clips.read(question)
+    return _subject(asked, question, clip, adapter=adapter, example=example, name=name)
 
 
 def _subject(
     asked: Asked,
     question: Question,
-    clips: ClipReader,
+    clip: Clip,
     *,
     adapter: Path | None,
     example: str,
@@ -112,9 +113,7 @@ def _subject(
         raise SettingsError(f"--adapter {adapter} holds no {ADAPTER_WEIGHTS}: give its folder")
     return Subject(
         question=question,
-        clip=decode(clips.read_bytes(question), question.audio)
-        if not asked.run_id
-        else clips.read(question),
+        clip=clip,
         base=asked.model,
         adapter=adapter,
         adapter_name=name or (f"adapter {adapter.name}" if adapter is not None else ""),

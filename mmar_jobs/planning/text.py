@@ -22,8 +22,12 @@ def plan_text(plan: Plan) -> str:
         f"a model of {_large(shape.parameters)} parameters ({_large(shape.active_parameters)} "
         f"a token), rank {job.rank}: {_large(shape.trained_parameters(job.rank))} trained"
     )
+    prices = plan.prices
     return "\n".join(
         [
+            f"about {duration(plan.wall_s)}, {plan.gpu_hours:,.1f} GPU hours, "
+            f"{size(plan.storage_bytes)} stored, {plan.price['total']:,.2f} {prices.currency} "
+            f"({prices.label})",
             told,
             "",
             *aligned(_stage_rows(plan)),

@@ -96,7 +96,7 @@ def _open_lab(command: PromptsCommand) -> tuple[Lab, list[Question]]:
         log=logs.configure(command.log_format).bind(command="prompts"),
     )
     check_config(Path(command.model))
-    questions, clips = read_questions(command, edges.store)
+    questions, clips = read_questions(command, edges)
     base_digest = model_digest(Path(command.model))
     identity, opener = _model(command, edges, base_digest)
     lab = Lab(

@@ -11,6 +11,7 @@ from mmar_jobs.columns import aligned
 from mmar_jobs.prompt import BLOCKS_BY_VERSION, SYSTEM_BY_VERSION, template_hash
 from mmar_jobs.prompting.compare import VariantRow
 from mmar_jobs.prompting.search import Found, Rung
+from mmar_jobs.report.words import gain_interval, p_text, points
 
 
 def list_variants() -> str:
@@ -45,9 +46,8 @@ def comparison_table(rows: Sequence[VariantRow]) -> str:
 
 def _cells(row: VariantRow, *, is_reference: bool) -> tuple[str, ...]:
     low, high = row.accuracy_ci95
-    bottom, top = (100 * end for end in row.gain_ci95)
     paired = (
-        f"{100 * row.gain:+.1f} ({bottom:+.1f} to {top:+.1f})",
+        f"{points(row.gain)} ({gain_interval(row.gain_ci95)})",
         str(row.num_won),
         str(row.num_lost),
         f"{row.p_value:.2g}",
@@ -77,11 +77,10 @@ def search_text(found: Found) -> str:
     if row is None:
         lines.append(f"after the last rung no variant was ahead of {found.reference}")
     else:
-        low, high = (100 * end for end in row.gain_ci95)
         lines.append(
             f"confirmation on {row.num_questions} other questions: {found.winner} "
-            f"{row.num_won} won, {row.num_lost} lost, {100 * row.gain:+.1f} points "
-            f"({low:+.1f} to {high:+.1f}), p = {row.p_value:.2g}"
+            f"{row.num_won} won, {row.num_lost} lost, {points(row.gain)} points "
+            f"({gain_interval(row.gain_ci95)}), {p_text(row.p_value)}"
         )
         if found.detectable_gain is not None:
             lines.append(f"(they show gains from {100 * found.detectable_gain:.1f} points up)")
@@ -96,7 +95,7 @@ def _rung(number: int, rung: Rung) -> list[str]:
             f"  {row.name}",
             f"{row.num_won} won",
             f"{row.num_lost} lost",
-            f"p = {row.p_value:.2g}",
+            p_text(row.p_value),
             f"{row.mean_tokens:.1f} tokens",
             "kept" if row.is_kept else "",
         )

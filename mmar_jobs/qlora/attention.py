@@ -1,7 +1,7 @@
 """Attention over packed rows: every sequence sees itself alone, without a mask of S·S.
 
-On the GPU by variable-length flash attention, on CPU by padding to the longest sequence. Not here:
-position ids of a row (packing.py).
+In 16 bits on a GPU by variable-length flash attention, elsewhere by padding to the longest
+sequence. Not here: position ids of a row (packing.py).
 
 Legend: S tokens of a row, N sequences in it, L the longest of them, D head size.
 """
@@ -44,8 +44,13 @@ def row_layout(lengths: list[int], device: torch.device) -> RowLayout:
 def attend_rows(
     query_SHD: Tensor, key_SGD: Tensor, value_SGD: Tensor, row: RowLayout, *, scale: float
 ) -> Tensor:
-    """Causal attention within each sequence, (S, heads, D), for CUDA tensors in 16 bits."""
-    out_SHD: Tensor = varlen_attn(
+    """Causal attention within each sequence, (S, heads, D).
+
+    torch's varlen_attn is FlashAttention 2, compiled in: from A100 on no GPU needs a package.
+    """
+    if not (query_SHD.is_cuda and query_SHD.dtype.itemsize == 2):
+        return _attend_padded(query_SHD, key_SGD, value_SGD, row.lengths, scale=scale)
+    out: Any = varlen_attn(
         query_SHD,
         key_SGD,
         value_SGD,
@@ -56,7 +61,28 @@ def attend_rows(
         scale=scale,
         window_size=(-1, 0),
     )
+    out_SHD: Tensor = out
     return out_SHD
+
+
+def _attend_padded(
+    query_SHD: Tensor, key_SGD: Tensor, value_SGD: Tensor, lengths: list[int], *, scale: float
+) -> Tensor:
+    index_NL = padded_index(lengths, device=query_SHD.device)
+    query, key, value = (x[index_NL].transpose(1, 2) for x in (query_SHD, key_SGD, value_SGD))
+    out_NHLD = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=True,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    real_NL = (
+        torch.arange(index_NL.shape[1], device=index_NL.device)
+        < torch.tensor(lengths, device=index_NL.device)[:, None]
+    )
+    return out_NHLD.transpose(1, 2)[real_NL]
 
 
 def padded_index(lengths: list[int], *, device: torch.device) -> Tensor:
@@ -84,24 +110,9 @@ def packed_attention(
     ALL_ATTENTION_FUNCTIONS.
     """
     assert attention_mask is None, "a packed row has no mask: its lengths say it all"
-    lengths = kwargs["row_layout"].lengths
-    index_NL = padded_index(lengths, device=query_1HSD.device)
-    query, key, value = (
-        x[0][:, index_NL].transpose(0, 1) for x in (query_1HSD, key_1GSD, value_1GSD)
-    )
-    out_NHLD = functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        is_causal=True,
-        scale=kwargs["scaling"],
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    real_NL = (
-        torch.arange(index_NL.shape[1], device=index_NL.device)
-        < torch.tensor(lengths, device=index_NL.device)[:, None]
-    )
-    return out_NHLD.transpose(1, 2)[real_NL][None], None
+    row: RowLayout = kwargs["row_layout"]
+    query, key, value = (x[0].transpose(0, 1) for x in (query_1HSD, key_1GSD, value_1GSD))
+    return attend_rows(query, key, value, row, scale=kwargs["scaling"])[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(BACKEND, packed_attention)

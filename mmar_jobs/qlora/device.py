@@ -1,8 +1,9 @@
-"""Where training computes, and how much of a GPU's memory it may fill.
+"""Where training computes, and how it fills a GPU's memory.
 
 Not here: what fills it (memory.py).
 """
 
+import dataclasses
 from typing import Final, Literal
 
 import torch
@@ -10,7 +11,13 @@ import torch
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.distributed import Workers
 from mmar_jobs.qlora.lora import LoraModel
-from mmar_jobs.qlora.memory import ModelShape, Quantization, Trained, plan_memory
+from mmar_jobs.qlora.memory import (
+    MemoryPlan,
+    ModelShape,
+    Quantization,
+    Trained,
+    plan_memory,
+)
 from mmar_jobs.qlora.recipes import TrainRecipe
 
 _GB: Final = 10**9
@@ -46,27 +53,38 @@ def memory_limit(memory_gb: float, device: torch.device) -> int | None:
     return asked or total - _RESERVE_BYTES
 
 
-def choose_saved(
+def plan_gpu(
     lora: LoraModel,
     recipe: TrainRecipe,
     *,
-    limit_bytes: int | None,
+    limit_bytes: int,
     quantization: Quantization,
     workers: Workers,
-) -> None:
-    """Let every layer keep as many activations as fit into `limit_bytes`; nothing to do on a CPU.
+) -> bool:
+    """Let every fused layer keep as many activations as fit; True if the optimizer must be paged.
 
-    Raises SettingsError where the smallest training does not fit.
+    Its 8-bit moments are paged where the smallest training does not fit otherwise. Raises
+    SettingsError where it does not fit at all.
     """
-    if limit_bytes is None:
-        return
-    # Summed over processes, gradients of all layers live until all are there.
-    accumulates = recipe.examples_per_step > 1 or workers.num > 1
-    plan = plan_memory(
-        ModelShape.of(lora.model.model.config),
-        recipe.token_budget,
-        limit_bytes,
-        completion_tokens=recipe.token_budget,
-        trained=Trained(lora.recipe.rank, recipe.optimizer, quantization, accumulates),
+    tower = lora.model.audio_tower
+    trained = Trained(
+        lora.recipe.rank,
+        recipe.optimizer,
+        quantization,
+        # Summed over processes, gradients of all layers live until all are there.
+        accumulates=recipe.examples_per_step > 1 or workers.num > 1,
+        tower_bytes=sum(weight.numel() * weight.element_size() for weight in tower.parameters()),
     )
-    lora.keep(plan.saved)
+    shape, tokens = ModelShape.of(lora.model.model.config), recipe.token_budget
+
+    def plan(how: Trained) -> MemoryPlan:
+        return plan_memory(shape, tokens, limit_bytes, completion_tokens=tokens, trained=how)
+
+    try:
+        lora.keep(plan(trained).saved)
+    except SettingsError:
+        if recipe.optimizer != "adamw8bit":
+            raise
+        lora.keep(plan(dataclasses.replace(trained, pages_optimizer=True)).saved)
+        return True
+    return False

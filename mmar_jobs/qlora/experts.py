@@ -9,7 +9,7 @@ expert width, R rank.
 """
 
 import math
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class ExpertLora(nn.Module):
             int(experts.hidden_dim),  # type: ignore[arg-type]
             int(experts.intermediate_dim),  # type: ignore[arg-type]
         )
-        device = experts.gate_up_proj.device  # type: ignore[union-attr]
+        device = cast("Tensor | Nf4Weight", experts.gate_up_proj).device
         shapes = {
             "gate_up_A": (num_experts, 2 * rank, hidden),
             "gate_B": (num_experts, width, rank),

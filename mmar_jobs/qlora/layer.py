@@ -72,7 +72,7 @@ class _NormRotate(torch.autograd.Function):
         num_q = qkv_TN.shape[1] - 2 * num_kv
         ctx.save_for_backward(qkv_TN, q_weight_D, k_weight_D, cos_TD, sin_TD)
         ctx.num_q, ctx.num_kv, ctx.eps = num_q, num_kv, eps
-        q_TN, k_TN, v_TN = qkv_TN.split((num_q, num_kv, num_kv), dim=1)
+        q_TN, k_TN, v_TN = torch.split(qkv_TN, [num_q, num_kv, num_kv], dim=1)
         return (
             norm_and_rotate(q_TN, q_weight_D, cos_TD, sin_TD, eps=eps),
             norm_and_rotate(k_TN, k_weight_D, cos_TD, sin_TD, eps=eps),
@@ -84,9 +84,9 @@ class _NormRotate(torch.autograd.Function):
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         qkv_TN, q_weight_D, k_weight_D, cos_TD, sin_TD = ctx.saved_tensors
         grad_TN = torch.empty_like(qkv_TN)
-        parts = (ctx.num_q, ctx.num_kv, ctx.num_kv)
-        q_TN, k_TN, _ = qkv_TN.split(parts, dim=1)
-        grad_q_TN, grad_k_TN, grad_v_TN = grad_TN.split(parts, dim=1)
+        parts = [ctx.num_q, ctx.num_kv, ctx.num_kv]
+        q_TN, k_TN, _ = torch.split(qkv_TN, parts, dim=1)
+        grad_q_TN, grad_k_TN, grad_v_TN = torch.split(grad_TN, parts, dim=1)
         for x, weight, grad, out in (
             (q_TN, q_weight_D, grads[0], grad_q_TN),
             (k_TN, k_weight_D, grads[1], grad_k_TN),
@@ -123,7 +123,8 @@ class FusedLayer(nn.Module):
                 self._attend, *attend, use_reentrant=False, preserve_rng_state=False
             )
         residual_TH, normed_TH = _add_norm(residual_TH, delta_TH, self.post_attention_layernorm)
-        return (residual_TH + self._experts(normed_TH))[None]
+        out_TH: Tensor = residual_TH + self._experts(normed_TH)
+        return out_TH[None]
 
     def _attend(
         self, hidden_TH: Tensor, cos_TD: Tensor, sin_TD: Tensor, row: RowLayout

@@ -83,8 +83,13 @@ class LoraModel:
     experts_before: str | None
     layers_before: tuple[nn.Module, ...] = ()
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether fused layers compute, which keep only what `keep` says."""
+        return bool(self.layers_before)
+
     def keep(self, saved: Sequence[Saved]) -> None:
-        """Say for each text layer what it keeps for its backward pass; CPU layers keep all."""
+        """Say for each fused layer what it keeps for its backward pass; any other keeps all."""
         for layer, kept in zip(self.model.model.layers, saved, strict=True):
             layer.saved = kept
 
@@ -146,16 +151,19 @@ def attach_lora(model: Thinker, recipe: LoraRecipe, *, seed: int) -> LoraModel:
             site.init_factors(generator)
             holder.sites[path] = site
     model.set_experts_implementation(BACKEND)
-    return _fuse(holder) if _fits_kernels(model) else holder
-
-
-def _fits_kernels(model: Thinker) -> bool:
-    """The fused layers are for GPUs and 16-bit activations; anything else runs the reference."""
     weight = model.model.embed_tokens.weight
-    return weight.is_cuda and weight.dtype in {torch.bfloat16, torch.float16}
+    on_gpu = weight.is_cuda and weight.dtype.itemsize == 2
+    return fuse(holder) if on_gpu and fits_kernels(model.model.config) else holder
 
 
-def _fuse(holder: LoraModel) -> LoraModel:
+def fits_kernels(config: Any) -> bool:
+    """Whether the fused layers compute what this text config says; if not the reference does."""
+    size = config.head_dim
+    return config.hidden_act == "silu" and not config.attention_bias and size & (size - 1) == 0
+
+
+def fuse(holder: LoraModel) -> LoraModel:
+    """Let fused layers take the place of transformers' own."""
     from mmar_jobs.qlora.layer import FusedLayer  # noqa: PLC0415 - triton, which CPUs lack
 
     layers = holder.model.model.layers

@@ -7,16 +7,14 @@ Legend: C completion tokens of a row, H hidden, V vocabulary, N examples of a st
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmar_jobs.qlora.foreign import Context
+from mmar_jobs.qlora.memory import LOSS_CHUNK
 from mmar_jobs.qlora.recipes import Weighting
-
-CHUNK_TOKENS: Final = 1024  # 1,024 x 152,064 fp32 logits are 0.6 GB
 
 
 def token_coefficients(
@@ -69,8 +67,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_CH = torch.empty_like(hidden_CH)
         nll_C = torch.empty_like(coefficient_C)
         in_place = _kernel() if hidden_CH.is_cuda else _reference
-        for start in range(0, hidden_CH.shape[0], CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
+        for start in range(0, hidden_CH.shape[0], LOSS_CHUNK):
+            chunk = slice(start, start + LOSS_CHUNK)
             logits_CV = hidden_CH[chunk] @ head_VH.T
             nll_C[chunk] = in_place(logits_CV, target_C[chunk], coefficient_C[chunk])
             torch.mm(logits_CV, head_VH, out=grad_CH[chunk])

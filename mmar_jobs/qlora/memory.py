@@ -21,7 +21,7 @@ Quantization = Literal["nf4", "none"]
 # Each adds to the one before. A byte spent on a lower one saves more time: keeping gate_up's
 # outputs saves their grouped product; attention's tensors are larger and save less.
 LEVELS: Final = (Saved(), Saved(gate_up=True), Saved(gate_up=True, attention=True))
-LOSS_CHUNK: Final = 1024  # tokens whose logits exist at once (loss.py)
+LOSS_CHUNK: Final = 1024  # tokens whose logits exist at once: 0.3 GB of 152,064 in bf16
 _BF16: Final = 2
 _FP32: Final = 4
 _INT64: Final = 8
@@ -92,13 +92,16 @@ class Trained:
 
     `accumulates`: a step has several rows, so gradients of all layers live beside a row's
     activations. With one row, a layer's gradients appear when the activations of the layers above
-    it are gone.
+    it are gone. `pages_optimizer`: its moments are in host memory. `tower_bytes`: the audio tower's
+    weights.
     """
 
     rank: int
     optimizer: Optimizer
     quantization: Quantization
     accumulates: bool = True
+    pages_optimizer: bool = False
+    tower_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,16 +227,18 @@ def _experts_work_bytes(shape: ModelShape, tokens: int, rank: int) -> int:
 
 
 def _fixed_bytes(shape: ModelShape, trained: Trained) -> dict[str, int]:
-    """What is there whatever the row: base, factors, optimizer, reserve."""
+    """What is there whatever the row: base, tower, factors, optimizer, reserve."""
     quantized = shape.attention_weights + shape.num_experts * shape.expert_weights
     weight_bytes = _NF4_BYTES if trained.quantization == "nf4" else _BF16
     # Router and norms, then embeddings, head and the last norm.
     plain = shape.num_layers * ((shape.num_experts + 2) * shape.hidden + 2 * shape.head_dim)
     plain += (2 * shape.vocabulary + 1) * shape.hidden
     factors = shape.num_layers * shape.factors(trained.rank)
+    moment_bytes = _MOMENT_BYTES[trained.optimizer]
     return {
         "base": round(shape.num_layers * quantized * weight_bytes) + plain * _BF16,
+        "audio tower": trained.tower_bytes,
         "factors": factors * _FP32,
-        "optimizer": round(factors * _MOMENT_BYTES[trained.optimizer]),
+        "optimizer": 0 if trained.pages_optimizer else round(factors * moment_bytes),
         "reserve": _RESERVE_BYTES,
     }

@@ -4,7 +4,7 @@ Not here: gradients and their clipping (step.py), the learning rate's course (st
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,13 @@ from torch import Tensor, nn
 from mmar_jobs.errors import DataError, SettingsError
 from mmar_jobs.qlora.recipes import TrainRecipe
 
-# A gradient in fp32, and two 8-bit moments with two fp32 scales per 256 of them.
-_BYTES_TO_COME: Final = 4 + 2 + 2 * 4 / 256
-
 
 def build_optimizer(
-    factors: Iterable[nn.Parameter], recipe: TrainRecipe, *, memory_bytes: int | None = None
+    factors: Iterable[nn.Parameter], recipe: TrainRecipe, *, is_paged: bool = False
 ) -> torch.optim.Optimizer:
     """AdamW over the fp32 factors, with fp32 or with 8-bit moments.
 
-    On a GPU whose `memory_bytes` would not hold gradients and moments beside what is there already,
-    the 8-bit moments are paged: they live in host memory where need be, with equal results.
+    Paged 8-bit moments live in host memory where a GPU's does not hold them, with equal results.
     "adamw8bit" without bitsandbytes is a SettingsError.
     """
     trained = list(factors)
@@ -39,16 +35,7 @@ def build_optimizer(
         raise SettingsError(
             "optimizer adamw8bit needs bitsandbytes, which is not installed: choose adamw"
         ) from error
-    is_paged = _must_page(trained, memory_bytes)
     return FusedAdamW8bit(trained, is_paged=is_paged, **options)  # type: ignore[no-untyped-call]
-
-
-def _must_page(factors: list[nn.Parameter], memory_bytes: int | None) -> bool:
-    device = factors[0].device
-    if memory_bytes is None or device.type != "cuda":
-        return False
-    to_come = sum(factor.numel() for factor in factors) * _BYTES_TO_COME
-    return torch.cuda.memory_allocated(device) + to_come > memory_bytes
 
 
 def optimizer_state(

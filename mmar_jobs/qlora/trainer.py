@@ -70,14 +70,14 @@ class Surroundings:
 
     `on_step(step, num_steps, result)` is called after each step, counted from 1; it may raise
     TryAgain (preempted). `base` names the frozen weights: a checkpoint made over others is refused.
-    `memory_bytes` is what the GPU may be filled to, None for no limit.
+    `pages_optimizer`: its 8-bit moments live in host memory.
     """
 
     checkpoints: Checkpoints | None = None
     on_step: OnStep | None = None
     workers: Workers = ALONE
     base: str = ""
-    memory_bytes: int | None = None
+    pages_optimizer: bool = False
 
 
 _NOTHING: Final = Surroundings()
@@ -139,7 +139,7 @@ class _Run:
         self.fingerprint = fingerprint(lora.recipe, recipe, data)
         around.workers.check_equal(self.fingerprint, "examples, settings or first factors")
         optimizer = build_optimizer(
-            lora.factors().values(), recipe, memory_bytes=around.memory_bytes
+            lora.factors().values(), recipe, is_paged=around.pages_optimizer
         )
         gradients = GradientSum(lora.factors(), around.workers)
         self.fit_of_steps = Fit(lora, recipe, audio, optimizer, gradients)

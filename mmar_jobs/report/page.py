@@ -11,7 +11,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mmar_jobs.report import plots
+from mmar_jobs.report import plots, words
 from mmar_jobs.report.cases import Case, count_changes
 from mmar_jobs.report.findings import Comparison, benchmark, headline
 from mmar_jobs.report.plan_view import Planned
@@ -97,49 +97,17 @@ def _plots(run: Run, comparison: Comparison | None) -> dict[str, str]:
     return made
 
 
-def _percent(fraction: float) -> str:
-    return f"{fraction:.1%}"
-
-
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _interval(ends: tuple[float, float]) -> str:
-    low, high = ends
-    return f"{100 * low:.1f} to {100 * high:.1f}%"
-
-
-def _gain_interval(ends: tuple[float, float]) -> str:
-    low, high = ends
-    return f"{_points(low)} to {_points(high)}"
-
-
-def _p_value(value: float) -> str:
-    if value >= 0.001:
-        return f"{value:.2g}"
-    mantissa, _, exponent = f"{value:.0e}".partition("e")
-    return f"{mantissa}·10" + str(int(exponent)).translate(_SUPERSCRIPT)
-
-
-_SUPERSCRIPT: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
 def _decision(value: str) -> str:
     return DECISIONS[value]
 
 
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
 _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "percent": _percent,
-    "points": _points,
-    "interval": _interval,
-    "gain_interval": _gain_interval,
-    "p_value": _p_value,
+    "percent": words.percent,
+    "points": words.points,
+    "interval": words.interval,
+    "gain_interval": words.gain_interval,
+    "p_value": words.p_value,
     "decision": _decision,
-    "count": _count,
-    "duration": plots.duration,
+    "count": words.count,
+    "duration": words.duration,
 }

@@ -29,6 +29,7 @@ from mmar_jobs.report.svg import (
     figure,
     to_svg,
 )
+from mmar_jobs.report.words import duration, p_text, points
 from mmar_jobs.verdict import Decision, Verdict
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def accuracy(iterations: Sequence[Iteration]) -> str:
             fontsize=9,
         )
         _accuracy_axis(axes, judged)
+        axes.set_ylabel("right answers")
         mark_legend(axes, _ACCURACY_MARKS)
         told = "; ".join(
             f"iteration {number}: parent {verdict.parent_accuracy:.1%}, child "
@@ -159,8 +161,8 @@ def zones(iterations: Sequence[Iteration]) -> str:
                 left += share
         name_rows(axes, [f"iteration {number}" for number, _ in counted])
         axes.set_xlim(0, 1)
-        axes.set_xticks([])
-        axes.spines["bottom"].set_visible(False)
+        axes.xaxis.set_major_formatter("{x:.0%}")
+        axes.set_xlabel("share of the questions asked")
         color_legend(axes, ZONE_COLORS)
         told = "; ".join(
             f"iteration {number}: "
@@ -195,7 +197,7 @@ def token_lengths(iterations: Sequence[Iteration]) -> str:
             axes.set_yticks([])
             axes.set_ylabel(f"iteration {number}", rotation=0, ha="right", va="center")
         all_axes[-1].set_xlim(0, edges[-1])
-        all_axes[-1].set_xlabel("completion length, tokens")
+        all_axes[-1].set_xlabel("completion length, tokens; height: share of candidates")
         told = "; ".join(
             f"iteration {number}: median {_quantile(counts, 0.5)}, 5 % to 95 % "
             f"{_quantile(counts, 0.05)} to {_quantile(counts, 0.95)}"
@@ -280,7 +282,7 @@ def categories(rows: Sequence[CategoryRow], after_name: str) -> str:
             axes.plot(ends[0], row, "o", color=BEFORE, markersize=8, zorder=2)
             axes.plot(ends[1], row, "o", color=AFTER, markersize=9, zorder=3)
             axes.annotate(
-                f"{ends[1] - ends[0]:+.1f}",
+                points(found.after - found.before),
                 (1.02, row),
                 xycoords=("axes fraction", "data"),
                 va="center",
@@ -293,10 +295,11 @@ def categories(rows: Sequence[CategoryRow], after_name: str) -> str:
         name_rows(axes, [f"{short_name(found.category)} ({found.n})" for found in rows])
         percent_axis(axes, "x")
         axes.grid(visible=True, axis="x")
+        axes.set_xlabel("right answers")
         mark_legend(axes, [Mark("base", BEFORE), Mark(after_name, AFTER)])
         told = "; ".join(
             f"{found.category} ({found.n} questions): {found.before:.1%} to {found.after:.1%}, "
-            f"Holm-adjusted p {_p_value(found.p_value_holm)}"
+            f"Holm-adjusted {p_text(found.p_value_holm)}"
             for found in rows
         )
         return to_svg(made, "categories", f"Accuracy per category, base and {after_name}. {told}.")
@@ -323,26 +326,13 @@ def stage_times(rows: Mapping[str, Mapping[str, float]]) -> str:
             )
         name_rows(axes, list(rows))
         longest = max(sum(seconds.values()) for seconds in rows.values())
-        axes.set_xlim(0, 1.16 * longest or 1)
-        axes.set_xticks([])
-        axes.spines["bottom"].set_visible(False)
+        axes.set_xlim(0, 1.22 * longest or 1)
+        axes.xaxis.set_major_formatter(lambda value, _: duration(value))
+        axes.locator_params(axis="x", nbins=3)
+        axes.set_xlabel("wall time")
         color_legend(axes, STAGE_COLORS)
         told = "; ".join(
             f"{name}: " + ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
             for name, seconds in rows.items()
         )
         return to_svg(made, "times", f"Time per stage. {told}.")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the form that a reader would say: 8.3 s, 4 min 05 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"

@@ -36,7 +36,7 @@ from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
 from mmar_jobs.manifest import canonical_json, sha256
 from mmar_jobs.prompt import template_hash
 from mmar_jobs.qlora.audio_embeds import tower_facts
-from mmar_jobs.qlora.device import choose_device, choose_saved, memory_limit
+from mmar_jobs.qlora.device import choose_device, memory_limit, plan_gpu
 from mmar_jobs.qlora.distributed import Workers, join_workers
 from mmar_jobs.qlora.export import export_adapter, load_adapter
 from mmar_jobs.qlora.load import load_thinker
@@ -46,7 +46,7 @@ from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
 from mmar_jobs.qlora.step import StepResult
 from mmar_jobs.qlora.trainer import Surroundings, TrainResult, train
 from mmar_jobs.questions import audio_root, read_split
-from mmar_jobs.recipes import OptimSettings, recipe
+from mmar_jobs.recipes import recipe
 from mmar_jobs.records import Example
 from mmar_jobs.settings import TrainCommand, launched
 from mmar_jobs.stages import Edges, stopwatch
@@ -179,7 +179,7 @@ def _fit(
             checkpoints=_checkpoints(command, edges.store),
             workers=place.workers,
             base=f"{material.base_digest} {command.engine.dtype} {command.lora.quantization}",
-            memory_bytes=memory_limit(command.hardware.memory_gb, place.device),
+            pages_optimizer=_plan(command, edges, lora, place),
         )
         result = _train(command, edges, lora, rows, audio=audio, around=around)
         if isinstance(draft, Draft):
@@ -280,14 +280,7 @@ def _train(
     audio: Mapping[str, Tensor],
     around: Surroundings,
 ) -> TrainResult:
-    fitted = _train_recipe(command.optim, command.iteration, command.checkpoint_every_steps)
-    choose_saved(
-        lora,
-        fitted,
-        limit_bytes=around.memory_bytes,
-        quantization=command.lora.quantization,
-        workers=around.workers,
-    )
+    fitted = _train_recipe(command)
     num_steps = -(-len(rows) // fitted.examples_per_step) * fitted.num_epochs
     done = 0
     with edges.track(f"iteration {command.iteration}: training", num_steps) as advance:
@@ -301,11 +294,33 @@ def _train(
         return train(lora, rows, fitted, audio=audio, around=replace(around, on_step=on_step))
 
 
-def _train_recipe(optim: OptimSettings, iteration: int, every: int) -> TrainRecipe:
-    rates = optim.learning_rates
-    values = optim.model_dump(exclude={"learning_rates"})
+def _plan(command: TrainCommand, edges: Edges, lora: LoraModel, place: _Place) -> bool:
+    """Fit training into the GPU, if there is one; True if the optimizer must be paged."""
+    limit_bytes = memory_limit(command.hardware.memory_gb, place.device)
+    if limit_bytes is None:
+        return False
+    if not lora.is_fused:
+        reason = f"engine.dtype {command.engine.dtype}, or a model that the kernels do not know"
+        edges.log.warning("training_not_fused", reason=reason)
+        return False
+    pages_optimizer = plan_gpu(
+        lora,
+        _train_recipe(command),
+        limit_bytes=limit_bytes,
+        quantization=command.lora.quantization,
+        workers=place.workers,
+    )
+    if pages_optimizer:
+        edges.log.warning("optimizer_paged", memory_bytes=limit_bytes)
+    return pages_optimizer
+
+
+def _train_recipe(command: TrainCommand) -> TrainRecipe:
+    rates = command.optim.learning_rates
     return TrainRecipe(
-        learning_rate=rates[min(iteration, len(rates)) - 1], checkpoint_every_steps=every, **values
+        learning_rate=rates[min(command.iteration, len(rates)) - 1],
+        checkpoint_every_steps=command.checkpoint_every_steps,
+        **command.optim.model_dump(exclude={"learning_rates"}),
     )
 
 

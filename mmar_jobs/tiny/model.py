@@ -18,9 +18,9 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from mmar_jobs.prompt import SYSTEM_BY_VERSION
 from mmar_jobs.tiny.questions import corpus
 from mmar_jobs.tiny.template import CHAT_TEMPLATE
+from mmar_jobs.tiny.words import INSTRUCTIONS
 from mmar_jobs.weights import save_original_layout
 
 # Order and spelling of Qwen3-Omni's own added tokens; the audio pad really comes last there.
@@ -76,7 +76,7 @@ def _tokenizer() -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator([*SYSTEM_BY_VERSION.values(), *_ROLES, *corpus()], trainer)
+    bpe.train_from_iterator([*INSTRUCTIONS, *_ROLES, *corpus()], trainer)
     trained = json.loads(bpe.to_str())["model"]
     return _with_special_tokens(trained["vocab"], [tuple(pair) for pair in trained["merges"]])
 

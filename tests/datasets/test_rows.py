@@ -50,3 +50,14 @@ def test_lines_and_arrays_give_the_same_rows(tmp_path: Path) -> None:
     assert [{"a": 1}, {"a": 2}] == [row.value for row in first]
     assert [{"a": 1}, {"a": 2}] == [row.value for row in second[:2]]
     assert second[2].problem.startswith("is not JSON")
+
+
+def test_an_exported_benchmark_item_is_no_row(tmp_path: Path) -> None:
+    """Whatever the form of the file: `analyze --export` marks them, and nothing trains on them."""
+    (tmp_path / "a.jsonl").write_text('{"benchmark_item": true, "id": "1"}\n{"id": "2"}\n')
+    (tmp_path / "b.csv").write_text("benchmark_item,id\ntrue,1\n,2\n")
+    for name in ("a.jsonl", "b.csv"):
+        marked, plain = read_rows(tmp_path / name)
+        assert marked.problem.startswith("is marked benchmark_item")
+        assert {} == marked.value
+        assert ("", "2") == (plain.problem, plain.value["id"])

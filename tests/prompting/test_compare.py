@@ -4,9 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from mmar_jobs.audio import ClipReader
 from mmar_jobs.base_model import model_digest
@@ -23,7 +25,7 @@ from mmar_jobs.recipes import EngineSettings, SamplingRecipe
 from mmar_jobs.records import Grade, Question
 from mmar_jobs.stats import holm, mcnemar
 from mmar_jobs.tiny.build import TinyWorld
-from tests.fakes import Fails, FakeOpener, Track, edges_of, make_question, think
+from tests.fakes import Fails, FakeOpener, Track, edges_of, make_question, sound_bytes, think
 
 GRADES = st.sampled_from([Grade.CORRECT, Grade.WRONG, Grade.UNPARSED, Grade.TRUNCATED])
 
@@ -66,12 +68,12 @@ def test_different_questions_are_no_comparison() -> None:
 def test_data_set_called_mmar_is_refused(dataset: str) -> None:
     """By its name alone, whatever its ids."""
     with pytest.raises(DataError, match="are the benchmark's, first q1"):
-        check_allowed([make_question("q0"), make_question("q1", dataset=dataset)], [])
+        check_allowed([make_question("q0"), make_question("q1", dataset=dataset)], [], {})
 
 
 def test_other_data_sets_are_allowed() -> None:
     """A name that only contains the letters is another data set."""
-    check_allowed([make_question(dataset="grammar"), make_question("q2", dataset="")], [])
+    check_allowed([make_question(dataset="grammar"), make_question("q2", dataset="")], [], {})
 
 
 @pytest.mark.parametrize(
@@ -85,13 +87,13 @@ def test_other_data_sets_are_allowed() -> None:
 def test_question_that_shares_a_source_with_the_benchmark_is_refused(other: Question) -> None:
     """By id, by the file's bytes, by its video."""
     with pytest.raises(DataError, match="benchmark's"):
-        check_allowed([make_question("q1", source_ids=("video",))], [other])
+        check_allowed([make_question("q1", source_ids=("video",))], [other], {})
 
 
 def test_question_without_an_answer_is_refused() -> None:
     """It could not be graded."""
     with pytest.raises(DataError, match="q1 has no answer"):
-        check_allowed([make_question("q1", answer=None)], [])
+        check_allowed([make_question("q1", answer=None)], [], {})
 
 
 class Bench:
@@ -99,7 +101,7 @@ class Bench:
 
     def __init__(self, world: TinyWorld, model: Path, store: Path, track: Track | None = None):
         clips = clips_beside(str(world.heldout), "")
-        self.questions = [heard(q, clips) for q in read_question_file(str(world.heldout))]
+        self.questions = [heard(q, clips)[0] for q in read_question_file(str(world.heldout))]
         by_id = {question.id: question for question in self.questions}
 
         def script(request: Request, draw: int, identity: ModelIdentity) -> str:
@@ -202,6 +204,42 @@ def test_benchmark_questions_are_refused(
     assert "needs --benchmark" in fails(ExitCode.SETTINGS, "prompts", "search", *told)
     told = known[:4]
     assert "--run-id or --questions" in fails(ExitCode.SETTINGS, "prompts", "compare", *told)
+
+
+def melody(seed: int) -> NDArray[np.float32]:
+    """Twelve seconds of chords that nobody else plays, (N, 1) at 16 kHz."""
+    dice = np.random.default_rng(seed)
+    time_N = np.arange(16_000 // 4) / 16_000
+    chords = [
+        sum(np.sin(2 * np.pi * pitch_hz * time_N) for pitch_hz in dice.uniform(200, 4_000, 5))
+        for _ in range(48)
+    ]
+    return (0.1 * np.concatenate(chords)[:, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "OGG"])
+def test_benchmark_clip_under_another_name_is_refused(
+    model_folder: Path, tmp_path: Path, fails: Fails, kind: str
+) -> None:
+    """New id, new file name, new video; the same bytes, or the same sound encoded again."""
+    for name, seed in (("theirs", 1), ("ours", 2)):
+        (tmp_path / f"{name}.wav").write_bytes(sound_bytes(melody(seed), 16_000))
+    copy = tmp_path / "innocent.wav"
+    copy.write_bytes(sound_bytes(melody(1), 16_000, kind))
+    rows = [
+        make_question(key, audio=f"{name}.wav", audio_sha256="").model_dump_json()
+        for key, name in (("b1", "theirs"), ("q1", "ours"), ("q2", "innocent"))
+    ]
+    (tmp_path / "benchmark.jsonl").write_text(f"{rows[0]}\n")
+    (tmp_path / "questions.jsonl").write_text(f"{rows[1]}\n{rows[2]}\n")
+    told = ["--store", str(tmp_path / "store"), "--model", str(model_folder)]
+    told += ["--questions", str(tmp_path / "questions.jsonl")]
+    told += ["--benchmark", str(tmp_path / "benchmark.jsonl")]
+    line = fails(ExitCode.DATA, "prompts", "search", *told)
+    evidence = "has the same audio" if kind == "WAV" else "sounds like b1"
+    assert f"1 of 2 questions are the benchmark's, first q2, which {evidence}" in line
+    (tmp_path / "theirs.wav").unlink()
+    assert "theirs.wav" in fails(ExitCode.DATA, "prompts", "search", *told)
 
 
 @pytest.mark.parametrize(

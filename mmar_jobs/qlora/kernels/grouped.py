@@ -8,6 +8,7 @@ where torch's loops over experts and waits for each.
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Final, TypeAlias
 
 import torch
 import triton
@@ -19,6 +20,10 @@ from mmar_jobs.qlora.dropout import NOTHING_DROPPED, DropKey
 from mmar_jobs.qlora.kernels.dropout import KEYS, kept
 
 ROWS = 128  # rows a tile: half of it is masked where an expert has few
+SM90: Final = (9, 0)
+
+# Out-features and in-features of a tile, warps, pipeline stages.
+Tile: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +116,17 @@ def _matmul_kernel(
     tl.store(out_at, total.to(out.dtype.element_ty), inside[:, None] & in_range[None, :])
 
 
-def triton_grouped_matmul(x_SI: Tensor, weight_EIO: Tensor, groups: Groups) -> Tensor:
-    """`grouped_matmul` in Triton; any strides of the weight, unit stride of the rows' columns."""
+def triton_grouped_matmul(
+    x_SI: Tensor, weight_EIO: Tensor, groups: Groups, *, tile: Tile | None = None
+) -> Tensor:
+    """`grouped_matmul` in Triton; any strides of the weight, unit stride of the rows' columns.
+
+    `tile` is that of the device unless given.
+    """
     num_rows, num_in = x_SI.shape
     num_out = weight_EIO.shape[-1]
     out_SO = x_SI.new_empty(num_rows, num_out)
-    tile_out, tile_in, warps, stages = _tile_of(x_SI.device, x_SI.dtype)
+    tile_out, tile_in, warps, stages = tile or tile_of(_capability(x_SI.device), x_SI.dtype)
     _matmul_kernel[(groups.num_tiles * triton.cdiv(num_out, tile_out),)](
         x_SI,
         weight_EIO,
@@ -141,26 +151,31 @@ def triton_grouped_matmul(x_SI: Tensor, weight_EIO: Tensor, groups: Groups) -> T
 
 
 @cache
-def _tile_of(device: torch.device, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Out-features and in-features a tile, warps, pipeline stages: measured (ARCHITECTURE.md)."""
-    if device.type != "cuda" or dtype.itemsize > 2:
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def tile_of(capability: tuple[int, int] | None, dtype: torch.dtype) -> Tile:
+    """The tile on a GPU of this compute capability; None stands for the interpreter."""
+    if capability is None or dtype.itemsize > 2:
         return 64, 32, 4, 2
-    if torch.cuda.get_device_capability(device) >= (9, 0):
-        return 256, 32, 8, 4
-    return 128, 32, 8, 4
+    return (256, 32, 8, 4) if capability >= SM90 else (128, 32, 8, 4)
 
 
-@cache
-def _has_fast_grouped_mm(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+def is_aligned(matrices: Tensor) -> bool:
+    """Whether rows, or columns, begin at multiples of 16 bytes: with rank 4 some do not."""
+    in_bytes = (max(matrices.stride()[-2:]) * matrices.element_size(), matrices.data_ptr())
+    return not any(number % 16 for number in in_bytes)
 
 
 def grouped_matmul(x_SI: Tensor, weight_EIO: Tensor, groups: Groups) -> Tensor:
     """y[s] = x[s] · weight[expert of s]; (S, I), (E, I, O) -> (S, O), products summed in fp32."""
-    if x_SI.dtype == torch.bfloat16 and _has_fast_grouped_mm(x_SI.device):
+    capability = _capability(x_SI.device)
+    if x_SI.dtype == torch.bfloat16 and capability is not None and capability >= SM90:
         if groups.num_experts == 1:
             return x_SI @ weight_EIO[0]
-        return functional.grouped_mm(x_SI, weight_EIO, offs=groups.offsets[1:])
+        if is_aligned(x_SI) and is_aligned(weight_EIO):
+            return functional.grouped_mm(x_SI, weight_EIO, offs=groups.offsets[1:])
     return triton_grouped_matmul(x_SI, weight_EIO, groups)
 
 
@@ -257,5 +272,6 @@ def grouped_outer(
 
 @lru_cache(maxsize=16)
 def one_group(num_rows: int, device: torch.device) -> Groups:
-    """All rows are one expert's: a plain linear layer. Kept, for the same reason."""
-    return group_rows(torch.tensor([0, num_rows], dtype=torch.int32, device=device), num_rows)
+    """All rows are one expert's: a plain linear layer. Made on the device: nobody waits for it."""
+    offsets = num_rows * torch.arange(2, dtype=torch.int32, device=device)
+    return group_rows(offsets, num_rows)
