@@ -177,8 +177,8 @@ _AUDIO: Final[dict[str, Any]] = {
     "conv_chunksize": 500,
     "activation_function": "gelu",
 }
-# The smallest tower that the class accepts; the project never feeds it. vLLM builds it all the same,
-# from fields that the original states and transformers does not know.
+# The smallest tower that the class accepts; the project never feeds it. vLLM builds it all the
+# same, from fields that the original states and transformers does not know.
 _VISION: Final[dict[str, Any]] = {
     "model_type": "qwen3_omni_moe_vision_encoder",
     "image_size": 64,
