@@ -20,13 +20,14 @@ from mmar_jobs.cli import run_command
 from mmar_jobs.encode import encode_prompt, load_processor
 from mmar_jobs.engine import Sampling
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
+from mmar_jobs.errors import ExitCode
 from mmar_jobs.layout import BENCHMARK, predictions_key, questions_key
 from mmar_jobs.prompt import render
 from mmar_jobs.questions import read_split
 from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.records import Candidate
 from mmar_jobs.store import open_store
-from tests.fakes import make_question, make_request, sound_bytes
+from tests.fakes import Fails, make_question, make_request, sound_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED_MODEL = ROOT / "mmar_jobs" / "tiny" / "weights"
@@ -38,6 +39,12 @@ RECORDINGS = (
     Path("/usr/share/sounds/alsa/Noise.wav"),
 )
 SENTENCES = (("one, two, three, four", "en-us"), ("Wo ist der Bahnhof?", "de"), ("bonjour", "fr"))
+OTHER_SENTENCES = (
+    ("the cat sat upon the mat", "en-us"),
+    ("rain is falling on the roof tonight", "en-gb"),
+    ("der Zug kommt heute später", "de"),
+    ("il fait très beau ce matin", "fr"),
+)
 # libsndfile's name, file rate, channels: every format at low and high rates, mono and stereo.
 TARGETS = (
     ("WAV", 8_000, 1),
@@ -69,10 +76,9 @@ class Sound:
     duration_s: float
 
 
-def speak(folder: Path, index: int) -> Path:
+def speak(folder: Path, text: str, voice: str) -> Path:
     """Have espeak-ng say a sentence; its WAV file."""
-    text, voice = SENTENCES[index]
-    path = folder / f"speech-{index}.wav"
+    path = folder / f"{text.split(maxsplit=1)[0].lower()}-{voice}.wav"
     subprocess.run(["espeak-ng", "-v", voice, "-w", str(path), text], check=True)
     return path
 
@@ -108,7 +114,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             "apt-get install espeak-ng sound-theme-freedesktop alsa-utils"
         )
     folder = tmp_path_factory.mktemp("speech")
-    return [*RECORDINGS, *(speak(folder, index) for index in range(len(SENTENCES)))]
+    return [*RECORDINGS, *(speak(folder, *sentence) for sentence in SENTENCES)]
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +214,23 @@ def candidates_of(artifact: Artifact) -> list[Candidate]:
     return [one for name in names for one in artifact.read_records(name, Candidate)]
 
 
-def test_infer_hears_real_sound(sounds: list[Sound], originals: list[Path], tmp_path: Path) -> None:
+def test_the_benchmark_is_heard_in_training(
+    sounds: list[Sound], originals: list[Path], tmp_path: Path, fails: Fails
+) -> None:
+    """A recording in another format and rate is still the same recording."""
+    copies = [converted(path, "FLAC", 32_000, 1) for path in originals[:4]]
+    place = ["--store", str(tmp_path / "store"), "--run-id", "real"]
+    questions = ["--questions", str(write_questions(tmp_path, copies, "train"))]
+    questions += ["--benchmark", str(write_questions(tmp_path, sounds, "benchmark"))]
+    line = fails(ExitCode.DATA, "ingest", *place, *questions)
+    assert "contaminated by the benchmark: train-" in line
+    assert "sounds like benchmark-" in line
+
+
+def test_infer_hears_real_sound(sounds: list[Sound], tmp_path: Path) -> None:
     """The embedded model answers a benchmark of real sounds, by the commands that a user runs."""
-    others = [converted(path, "FLAC", 32_000, 1) for path in originals[:4]]
+    speech = [speak(tmp_path, *sentence) for sentence in OTHER_SENTENCES]
+    others = [converted(path, "FLAC", 32_000, 1) for path in speech]
     place = ["--store", str(tmp_path / "store"), "--run-id", "real"]
     model = ["--model", str(EMBEDDED_MODEL)]
     questions = ["--questions", str(write_questions(tmp_path, others, "train"))]

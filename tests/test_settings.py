@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from mmar_jobs import settings
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.manifest import canonical_json
+from mmar_jobs.planning.prices import read_prices
 from mmar_jobs.prompt import SYSTEM_BY_VERSION
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
 from mmar_jobs.recipes import (
@@ -298,8 +299,9 @@ def test_accepted_numbers_have_a_fingerprint(value: float) -> None:
 
 def test_shipped_files_parse() -> None:
     """Every TOML file that the package ships is accepted by the command that it is for."""
-    files = sorted(Path(settings.__file__).parent.rglob("*.toml"))
-    for file in files:
+    files = {path.name: path for path in Path(settings.__file__).parent.rglob("*.toml")}
+    assert read_prices(files.pop("prices.toml"))
+    for file in files.values():
         assert tomllib.loads(file.read_text())
         flags = ["--store", "s", "--run-id", "r", "--model", "m", "--config", str(file)]
         parse(RunCommand, flags, prog="p")
