@@ -30,10 +30,12 @@ def vllm(environment: Path, place: Path) -> Iterator[Vllm]:
     """The embedded model, served."""
     (place / "clips").mkdir()
     server = Vllm(environment, tiny_model_folder(), 18461, place / "base.log", place / "clips")
-    server.start()
-    server.wait()
-    yield server
-    server.kill()
+    try:
+        server.start()
+        server.wait()
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="session")
