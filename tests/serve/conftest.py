@@ -1,4 +1,4 @@
-"""The real vLLM: one server of the embedded model for all tests, a second where two are needed."""
+"""The real vLLM: one server of the embedded model for all tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from mmar_jobs.tiny import tiny_model_folder
-from mmar_jobs.tiny.build import TinyWorld, build_world
 from tests.serve.vllm import Vllm, find_environment
 
 
@@ -36,9 +35,3 @@ def vllm(environment: Path, place: Path) -> Iterator[Vllm]:
         yield server
     finally:
         server.kill()
-
-
-@pytest.fixture(scope="session")
-def small_world(place: Path) -> TinyWorld:
-    """Forty training questions and a few others."""
-    return build_world(place / "world", seed=7, num_train=40, num_heldout=24, num_benchmark=24)

@@ -13,7 +13,6 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmar_jobs.engine.pace import Load, parse_load
 from mmar_jobs.engine.serving import Layout, serve_args
 from mmar_jobs.engine.serving_command import served_name
 
@@ -81,11 +80,6 @@ class Vllm:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(1)
-
-    def load(self) -> Load:
-        """What it has to do at this moment."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as reply:  # noqa: S310
-            return parse_load(reply.read().decode())
 
     def kill(self) -> None:
         """Kill -9 all of its processes."""
