@@ -35,6 +35,7 @@ def all_keys(run_id: str, iteration: int) -> list[str]:
         layout.verdict_key(run_id, iteration),
         layout.predictions_key(run_id, iteration),
         layout.submission_key(run_id, iteration),
+        layout.estimate_key(run_id),
         layout.report_key(run_id),
     ]
 
@@ -48,13 +49,20 @@ def test_keys_never_meet() -> None:
         for key in all_keys(run_id, iteration)
     ]
     unique = sorted(set(folders))
-    assert 2 * (4 + 2 * 8) == len(unique)
+    assert 2 * (5 + 2 * 8) == len(unique)
     assert not [b for a, b in itertools.pairwise(unique) if b.startswith(a)]
 
 
 def test_keys_lie_within_their_run() -> None:
     """The lease of a run covers all that the run writes."""
     assert all(key.startswith(f"{layout.run_key('r')}/") for key in all_keys("r", 1))
+
+
+def test_embeddings_lie_outside_of_all_runs() -> None:
+    """All runs share them, so no run's lease covers them."""
+    key = layout.clip_embeds_key("0" * 64)
+    assert not key.startswith("runs/")
+    assert key != layout.clip_embeds_key("1" * 64)
 
 
 def make(store: Store, key: str, *, stage: str, files: dict[str, bytes]) -> Artifact:
