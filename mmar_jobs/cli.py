@@ -30,6 +30,7 @@ from mmar_jobs.errors import (
 )
 from mmar_jobs.failures import explain
 from mmar_jobs.layout import report_key, run_key
+from mmar_jobs.output import write_output
 from mmar_jobs.progress import Advance, Tracker, bars, no_bar
 from mmar_jobs.recipes import check_installed
 from mmar_jobs.settings import Command
@@ -184,13 +185,7 @@ def _report(command: Command, edges: Edges, output: Path | None) -> None:
 
 
 def _copy(data: bytes, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot write {path}: {error.strerror}; choose another --output"
-        ) from None
+    write_output(path, data)
     sys.stdout.write(f"{path}\n")
 
 

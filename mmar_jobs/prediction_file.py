@@ -27,7 +27,7 @@ def read_rows(uri: str) -> dict[str, dict[str, Any]]:
 def parse_row(line: Line, name: str) -> dict[str, Any]:
     """One prediction row, its id and fields of the right kind; DataError names what is wrong."""
     try:
-        row = json.loads(line.text)
+        row = json.loads(line.text.decode())
     except UnicodeDecodeError:
         raise DataError(f"{name} line {line.number}: is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:

@@ -297,7 +297,7 @@ def test_stage_commands_make_a_submission(
     assert f"{zip_path}\n" == capsys.readouterr().out
     nowhere = str(zip_path / "submission.zip")
     assert ExitCode.SETTINGS == run_command("submit", [*place, "--output", nowhere])
-    assert "; choose another --output" in capsys.readouterr().err
+    assert "choose another place" in capsys.readouterr().err
     assert 0 == run_command("validate", [str(zip_path), "--meta", str(world.benchmark)])
     capsys.readouterr()
     assert 0 == run_command("score", [str(zip_path), "--meta", str(world.benchmark), "--json"])

@@ -117,6 +117,19 @@ def test_page_has_every_section(page: str) -> None:
         assert str(label).startswith(start)
 
 
+def test_every_axis_says_what_it_measures(page: str) -> None:
+    """Quantity and unit of each plot, as text of the picture."""
+    for axis in (
+        "right answers",
+        "share of the questions asked",
+        "completion length, tokens; height: share of candidates",
+        "optimizer step",
+        "loss, nats per token",
+        "wall time",
+    ):
+        assert re.search(rf">\s*{axis}\s*</text>", page), axis
+
+
 def test_page_shows_what_each_iteration_recorded(
     page: str, compared: tuple[Run, Comparison]
 ) -> None:

@@ -171,7 +171,7 @@ def _seconds(clock: str) -> float:
 
 def _parse(line: Line, name: str) -> _Row:
     try:
-        row = json.loads(line.text)
+        row = json.loads(line.text.decode())
         plain = _plain(row) if isinstance(row, dict) else None
     except (ValueError, RecursionError):
         row, plain = {}, None
@@ -185,15 +185,13 @@ def _plain(row: dict[str, Any]) -> _Row | None:
     )
     if not (isinstance(key, str) and isinstance(answer, str) and isinstance(audio, str)):
         return None
-    if not (isinstance(choices, list) and MIN_CHOICES <= len(choices) <= MAX_CHOICES):
-        return None
-    if not all(map(_is_text, choices)):
+    if not (isinstance(choices, list) and all(map(_is_text, choices))):
         return None
     is_odd = (
         not 0 < len(key) <= _MAX_ID
         or not audio.strip()
         or answer not in choices
-        or len(set(map(canonical, choices))) < len(choices)
+        or not _are_different(tuple(choices))
         or not _is_text(row.get("question"))
         or "text" in row
         or row.get("start_s")
@@ -204,6 +202,13 @@ def _plain(row: dict[str, Any]) -> _Row | None:
         return None
     groups = (*map(str, names), f"{len(choices)} choices", length_name(clip_length_s(row)))
     return _Row(key, tuple(choices), choices.index(answer), audio, groups)
+
+
+@lru_cache(maxsize=4096)
+def _are_different(choices: tuple[str, ...]) -> bool:
+    return MIN_CHOICES <= len(choices) <= MAX_CHOICES and len(set(map(canonical, choices))) == len(
+        choices
+    )
 
 
 def _is_text(value: object) -> bool:

@@ -106,7 +106,7 @@ def survey(items: Items, file: Outcomes, *, matcher: Matcher) -> tuple[Survey, l
     lengths_Q = np.zeros(num, dtype=np.int64)
     scripts: Counter[str] = Counter()
     for line in file.lines:
-        row = json.loads(line.text)
+        row = json.loads(line.text.decode())
         i = items.place[row["id"]]
         thinking = row.get("thinking_prediction") or ""
         lengths_Q[i] = len(thinking)

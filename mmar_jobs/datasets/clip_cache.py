@@ -16,7 +16,7 @@ from mmar_jobs.datasets.fingerprint import VERSION, Print
 from mmar_jobs.errors import SettingsError
 
 NAME: Final = ".mmar-clips.sqlite"
-_FACTS_VERSION: Final = 1
+_FACTS_VERSION: Final = 2
 _TAG: Final = f"{_FACTS_VERSION}/{VERSION}"
 _TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS clips "

@@ -23,6 +23,7 @@ SILENT_DBFS: Final = -60.0
 MOSTLY_SILENT: Final = 0.95
 CLIPPED: Final = 0.001
 QUIET_DBFS: Final = -50.0
+MAX_OFFSET: Final = 0.01
 _BLOCK: Final = SAMPLE_RATE_HZ // 50
 # A full-scale sine of 50 Hz stays within a ten-thousandth of its peak for 2 samples at 16 kHz, a
 # clipped one for many; where the file was resampled, clipped tops ring beyond full scale instead.
@@ -35,7 +36,8 @@ _MIN_RUN: Final = 3
 class ClipFacts(Record):
     """Measurements of one decoded clip.
 
-    `rms_dbfs` and `peak_dbfs` are in dB, at least -100. `clipped_share` is the share of samples on
+    `rms_dbfs` and `peak_dbfs` are in dB, at least -100. `offset` is the mean sample (DC) as a share
+    of full scale, without its sign. `clipped_share` is the share of samples on
     flat tops of a peak near full scale or beyond it; `silent_share` that of 20 ms blocks below
     -60 dBFS. `audio_tokens` is what the model hears of it, 13 a second.
     """
@@ -47,6 +49,7 @@ class ClipFacts(Record):
     num_channels: int
     rms_dbfs: float
     peak_dbfs: float
+    offset: float
     clipped_share: float
     silent_share: float
     audio_tokens: int
@@ -66,6 +69,7 @@ def measure(data: bytes, name: str, *, max_s: float | None) -> tuple[ClipFacts, 
         num_channels=clip.num_channels,
         rms_dbfs=_dbfs(float(np.sqrt(np.mean(waveform_N.astype(np.float64) ** 2)))),
         peak_dbfs=_dbfs(float(np.abs(waveform_N).max())),
+        offset=abs(float(waveform_N.mean(dtype=np.float64))),
         clipped_share=clipped_share(waveform_N),
         silent_share=silent_share(waveform_N),
         audio_tokens=num_audio_tokens(len(waveform_N)),
@@ -111,7 +115,9 @@ def suspicious(facts: ClipFacts) -> dict[str, str]:
     if facts.silent_share >= MOSTLY_SILENT:
         found["mostly silent"] = f"{facts.silent_share:.0%} of it is below {SILENT_DBFS:.0f} dBFS"
     if facts.rms_dbfs < QUIET_DBFS:
-        found["quiet"] = f"its loudness is {facts.rms_dbfs:.0f} dBFS"
+        found["quiet"] = f"its level (RMS) is {facts.rms_dbfs:.0f} dBFS"
+    if facts.offset >= MAX_OFFSET:
+        found["DC offset"] = f"its mean is {facts.offset:.1%} of full scale and not 0"
     return found
 
 

@@ -12,16 +12,16 @@ from typing import Final
 import numpy as np
 
 from mmar_jobs.analysis.signs import script_counts
+from mmar_jobs.audio import PADDING_S
 from mmar_jobs.datasets.clip_facts import ClipFacts, suspicious, unusable
-from mmar_jobs.datasets.fingerprint import FRAME_S, Print
-from mmar_jobs.datasets.near import Index
+from mmar_jobs.datasets.copies import Copy, find_copies
+from mmar_jobs.datasets.fingerprint import Print
 from mmar_jobs.datasets.question_file import Heard, QuestionFile
+from mmar_jobs.progress import Tracker
 from mmar_jobs.records import Question, Record
 
-# Copies share at least half of the shorter clip, as where a data set is split (sounds.py).
-COPY_SHARE: Final = 0.5
+NO_LANGUAGE: Final = "not named"
 NO_SCRIPT: Final = "none"
-_STEP: Final = 256
 
 
 class Kind(StrEnum):
@@ -32,6 +32,7 @@ class Kind(StrEnum):
     CLIPPED = "clipped"
     MOSTLY_SILENT = "mostly silent"
     QUIET = "quiet"
+    OFFSET = "DC offset"
     SAME_FILE = "same file"
     COPY = "near copy"
 
@@ -61,7 +62,8 @@ class Diagnosis(Record):
     """A question file and its clips; counts are of rows or, where they say so, of clips.
 
     `num_clips` are distinct files that could be examined, `total_s` their length, `audio_tokens`
-    what a model hears of them. `scripts` counts questions by the script of most of their letters.
+    what a model hears of them. `languages` counts questions by the language that their row names,
+    `scripts` by the script of most of their letters: languages that share one are not told apart.
     """
 
     uri: str
@@ -72,6 +74,7 @@ class Diagnosis(Record):
     measures: tuple[Measure, ...]
     file_rates_hz: dict[int, int]
     channels: dict[int, int]
+    languages: dict[str, int]
     scripts: dict[str, int]
     num_choices: dict[int, int]
     remarks: tuple[Remark, ...]
@@ -83,6 +86,15 @@ class Diagnosis(Record):
         return {kind: found[kind] for kind in Kind if found[kind]}
 
     @property
+    def ranked(self) -> list[Remark]:
+        """What cannot be used first, then the rarest kinds: many quiet clips hide nothing else."""
+        counts = self.counts
+        return sorted(
+            self.remarks,
+            key=lambda one: (one.kind not in FATAL, counts[one.kind], one.kind, one.line_number),
+        )
+
+    @property
     def num_unusable(self) -> int:
         """Lines that nobody can train on or be asked."""
         return len({remark.line_number for remark in self.remarks if remark.kind in FATAL})
@@ -91,11 +103,9 @@ class Diagnosis(Record):
 def diagnose(
     file: QuestionFile, heard: Heard, copies: Mapping[str, tuple[str, str]], *, max_clip_s: float
 ) -> Diagnosis:
-    """Put together what `heard` measured; `copies` as of find_copies, by digest."""
-    by_digest = {
-        clip.audio_sha256: clip.facts for clip in heard.examined.values() if clip.facts is not None
-    }
-    clips = list(by_digest.values())
+    """Put together what `heard` measured; `copies` as of nearest_copies, by digest."""
+    clips = distinct_clips(heard)
+    languages = Counter(question.language or NO_LANGUAGE for question in file.questions)
     scripts = Counter(_script(question) for question in file.questions)
     remarks = [
         Remark(line_number=row.line_number, kind=Kind.NO_QUESTION, text=row.reason)
@@ -111,33 +121,36 @@ def diagnose(
         measures=tuple(_measures(clips)),
         file_rates_hz=_counted(clip.file_rate_hz for clip in clips),
         channels=_counted(clip.num_channels for clip in clips),
+        languages=dict(languages.most_common()),
         scripts=dict(scripts.most_common()),
         num_choices=_counted(len(question.choices) for question in file.questions),
         remarks=tuple(sorted(remarks, key=lambda remark: remark.line_number)),
     )
 
 
-def find_copies(
-    prints: Mapping[str, Print], advance: Callable[[int], object]
-) -> dict[str, tuple[str, str]]:
+def distinct_clips(heard: Heard) -> list[ClipFacts]:
+    """The measurements of each file that could be examined, once."""
+    found = (clip.facts for clip in heard.examined.values() if clip.facts is not None)
+    return list({facts.audio_sha256: facts for facts in found}.values())
+
+
+def nearest_copies(prints: Mapping[str, Print], track: Tracker) -> dict[str, tuple[str, str]]:
     """For each clip that sounds like an earlier one, by digest: that one and the evidence.
 
     Digests are compared in the order of `prints`; of several the one that shares most is named.
     """
-    names = list(prints)
-    index = Index(list(prints.values()))
-    found: dict[str, tuple[float, str, str]] = {}
-    for first in range(0, len(names), _STEP):
-        asked = names[first : first + _STEP]
-        for mine, place, match in index.search([prints[name] for name in asked]):
-            other = first + place
-            pair = (prints[names[mine]], prints[names[other]])
-            share = match.stretch_s / (FRAME_S * min(made.num_frames for made in pair))
-            if mine < other and share >= COPY_SHARE and share > found.get(names[other], (0,))[0]:
-                text = f"{match.stretch_s:.1f} s from {match.second_s:.1f} s on"
-                found[names[other]] = (share, names[mine], text)
-        advance(len(asked))
-    return {name: (original, text) for name, (_, original, text) in found.items()}
+    best: dict[str, Copy] = {}
+    for copy in find_copies(prints, track):
+        known = best.get(copy.second)
+        if known is None or copy.share > known.share:
+            best[copy.second] = copy
+    return {
+        name: (
+            copy.first,
+            f"{copy.match.stretch_s:.1f} s from {copy.match.second_s:.1f} s on",
+        )
+        for name, copy in best.items()
+    }
 
 
 def _clip_remarks(
@@ -174,7 +187,7 @@ def _clip_remarks(
 
 
 def _problem(facts: ClipFacts, max_clip_s: float) -> str:
-    if facts.duration_s > max_clip_s:
+    if facts.duration_s > max_clip_s + PADDING_S:
         return f"lasts {facts.duration_s:.1f} s, at most {max_clip_s:g} s are used"
     return unusable(facts)
 
@@ -185,6 +198,7 @@ def _measures(clips: Sequence[ClipFacts]) -> Iterator[Measure]:
         ("audio tokens", lambda clip: clip.audio_tokens),
         ("level (RMS), dBFS", lambda clip: clip.rms_dbfs),
         ("peak, dBFS", lambda clip: clip.peak_dbfs),
+        ("DC offset, % of full scale", lambda clip: 100 * clip.offset),
         ("silent, % of the clip", lambda clip: 100 * clip.silent_share),
         ("clipped, % of samples", lambda clip: 100 * clip.clipped_share),
     )

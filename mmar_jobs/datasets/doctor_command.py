@@ -11,7 +11,13 @@ from typing import Any, Final
 
 from mmar_jobs.columns import aligned
 from mmar_jobs.datasets.clip_arguments import add_clip_arguments, num_jobs, place_of, tracker
-from mmar_jobs.datasets.doctor import FATAL, Diagnosis, Measure, diagnose, find_copies
+from mmar_jobs.datasets.doctor import (
+    Diagnosis,
+    Measure,
+    diagnose,
+    distinct_clips,
+    nearest_copies,
+)
 from mmar_jobs.datasets.doctor_page import render_diagnosis
 from mmar_jobs.datasets.fingerprint import Print
 from mmar_jobs.datasets.question_file import hear, read_question_file
@@ -60,12 +66,10 @@ def doctor(chosen: argparse.Namespace) -> int:
     # Clips come as they are decoded; of two copies the one that stands first is the original.
     digests = [row.audio_sha256 for row in heard.questions if row.audio_sha256 in heard_prints]
     prints = {digest: heard_prints[digest] for digest in digests}
-    with track("comparing clips", len(prints)) as advance:
-        copies = find_copies(prints, advance)
+    copies = nearest_copies(prints, track)
     found = diagnose(file, heard, copies, max_clip_s=chosen.max_clip_s)
     if chosen.html is not None:
-        clips = [clip.facts for clip in heard.examined.values() if clip.facts is not None]
-        write_output(chosen.html, render_diagnosis(found, clips))
+        write_output(chosen.html, render_diagnosis(found, distinct_clips(heard)))
     text = found.model_dump_json(indent=1) if chosen.json else "\n".join(_table(found))
     sys.stdout.write(f"{text}\n")
     if found.num_unusable:
@@ -87,17 +91,17 @@ def _table(found: Diagnosis) -> Iterator[str]:
     yield from aligned(rows)
     yield _counts("file rate, Hz", found.file_rates_hz)
     yield _counts("channels", found.channels)
+    yield _counts("language by the rows", found.languages)
     yield _counts("script of the questions", found.scripts)
     yield _counts("choices", found.num_choices)
     if not found.remarks:
         yield "nothing odd"
         return
     yield ", ".join(f"{kind} {count(number)}" for kind, number in found.counts.items())
-    # What cannot be used first: a long list of quiet clips must not hide it.
-    ranked = sorted(found.remarks, key=lambda one: (one.kind not in FATAL, one.line_number))
-    yield from (f"line {one.line_number}: {one.kind}: {one.text}" for one in ranked[:_NUM_SHOWN])
-    if len(ranked) > _NUM_SHOWN:
-        yield f"and {len(ranked) - _NUM_SHOWN} more: --json and --html have them all"
+    shown = found.ranked[:_NUM_SHOWN]
+    yield from (f"line {one.line_number}: {one.kind}: {one.text}" for one in shown)
+    if len(found.remarks) > len(shown):
+        yield f"and {len(found.remarks) - len(shown)} more: --json and --html have them all"
 
 
 def _spread(one: Measure) -> tuple[float, ...]:

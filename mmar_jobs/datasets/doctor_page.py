@@ -43,7 +43,6 @@ _PICTURES: Final = (
 def render_diagnosis(found: Diagnosis, clips: Sequence[ClipFacts]) -> str:
     """The whole page; equal diagnoses give equal text."""
     here = Path(__file__).parent
-    ranked = sorted(found.remarks, key=lambda one: (one.kind not in FATAL, one.line_number))
     pictures = [
         (picture.title, Markup(_histogram(picture, clips)))  # noqa: S704 - matplotlib escapes
         for picture in (_PICTURES if clips else ())
@@ -54,7 +53,7 @@ def render_diagnosis(found: Diagnosis, clips: Sequence[ClipFacts]) -> str:
         .render(
             found=found,
             fatal=FATAL,
-            remarks=ranked[:MAX_REMARKS],
+            remarks=found.ranked[:MAX_REMARKS],
             pictures=pictures,
             quiet_dbfs=QUIET_DBFS,
         )

@@ -1,21 +1,15 @@
 """What the clips of a build sound like: which cannot be used, and which are copies of each other.
 
-Not here: decoding (clip_pool.py), prints (fingerprint.py), their comparison (near.py). Copies are
-clips that share at least half of the shorter one: clips put together of the same few sounds share
-stretches with nearly all others, and would else be one group.
+Not here: decoding (clip_pool.py), what a copy is (copies.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
 
 from mmar_jobs.datasets.clip_pool import Examined, Place, examine
-from mmar_jobs.datasets.near import Index
+from mmar_jobs.datasets.copies import find_copies
 from mmar_jobs.progress import Tracker
-
-_MIN_SHARE: Final = 0.5
-_STEP: Final = 256  # prints looked up at once: often enough for a bar that moves
 
 
 @dataclass
@@ -47,30 +41,13 @@ class Sounds:
 
     def copies(self, clips: Sequence[Path]) -> dict[Path, list[str]]:
         """Names of the pairs of copies that each clip is in; clips without a copy are absent."""
-        by_digest = {self.digest(clip): clip for clip in sorted(set(clips))}
-        chosen = sorted(by_digest.values())
-        made = [(clip, found) for clip in chosen if (found := self._heard[clip]).made is not None]
-        prints = [found.made for _, found in made if found.made is not None]
-        pairs: dict[Path, list[str]] = {}
-        with self.track("comparing clips", len(prints)) as advance:
-            index = Index(prints)
-            for start in range(0, len(prints), _STEP):
-                asked = prints[start : start + _STEP]
-                for mine, other, match in index.search(asked):
-                    one, two = made[mine], made[start + other]
-                    if mine < start + other and match.stretch_s >= _MIN_SHARE * _shorter_s(
-                        one, two
-                    ):
-                        name = f"{self.digest(one[0])}-{self.digest(two[0])}"
-                        pairs.setdefault(one[0], []).append(name)
-                        pairs.setdefault(two[0], []).append(name)
-                advance(len(asked))
-        return {
-            clip: pairs[by_digest[self.digest(clip)]]
-            for clip in clips
-            if by_digest[self.digest(clip)] in pairs
+        prints = {
+            self.digest(clip): made
+            for clip in sorted(set(clips))
+            if (made := self._heard[clip].made) is not None
         }
-
-
-def _shorter_s(*clips: tuple[Path, Examined]) -> float:
-    return min(found.facts.duration_s for _, found in clips if found.facts is not None)
+        pairs: dict[str, list[str]] = {}
+        for copy in find_copies(prints, self.track):
+            for digest in (copy.first, copy.second):
+                pairs.setdefault(digest, []).append(f"{copy.first}-{copy.second}")
+        return {clip: pairs[self.digest(clip)] for clip in clips if self.digest(clip) in pairs}

@@ -13,9 +13,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from mmar_jobs.cli import run_command
-from mmar_jobs.datasets.doctor import find_copies
+from mmar_jobs.datasets.doctor import nearest_copies
 from mmar_jobs.datasets.fingerprint import fingerprint
 from mmar_jobs.errors import ExitCode
+from mmar_jobs.progress import no_bar
 from tests.datasets.sound_cases import needs_espeak, needs_ffmpeg
 from tests.fakes import Fails
 from tests.test_real_sound import RECORDINGS
@@ -50,6 +51,7 @@ def write_rows(folder: Path, names: list[str], prefix: str = "q") -> Path:
             "question": "What is heard?" if index else "仔细听这段录音，请问你听到的是什么声音？",
             "choices": ["a bell", "a voice"],
             "answer": "a bell",
+            "language": None if index else "zh",
         }
         for index, name in enumerate(names)
     ]
@@ -69,6 +71,8 @@ def questions(tmp_path: Path) -> Path:
         "pause.wav": np.concatenate([noise(5, 0.5), np.zeros(15 * RATE_HZ, np.float32)]),
         "silent.wav": np.zeros(2 * RATE_HZ, np.float32),
         "long.wav": noise(6, 31.0),
+        "offset.wav": noise(7) + 0.05,
+        "padded.wav": noise(8, 30.3),
     }
     (tmp_path / "audio").mkdir()
     for name, waveform in clips.items():
@@ -106,38 +110,41 @@ def test_every_kind_is_remarked_at_its_line(
         5: {"mostly silent"},
         6: unusable,
         7: unusable,
-        8: {"same file"},
-        9: {"near copy"},
-        10: unusable,
-        11: unusable,
-        12: {"no question"},
+        8: {"DC offset"},
+        10: {"same file"},
+        11: {"near copy"},
+        12: unusable,
+        13: unusable,
+        14: {"no question"},
     }
     texts = {remark["line_number"]: remark["text"] for remark in found["remarks"]}
     assert "audio/silent.wav is silent" in texts[6]
     assert "audio/long.wav lasts 31.0 s, at most 30 s are used" in texts[7]
-    assert "has the bytes of audio/good.wav (line 1)" in texts[8]
-    assert "sound like audio/better.flac (line 2)" in texts[9]
+    assert "its mean is 5.0% of full scale and not 0" in texts[8]
+    assert "has the bytes of audio/good.wav (line 1)" in texts[10]
+    assert "sound like audio/better.flac (line 2)" in texts[11]
 
 
 def test_measures_are_those_of_the_clips(
     questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lengths, tokens at 13 a second, rates, scripts and choices add up."""
+    """Lengths, tokens at 13 a second, rates, languages, scripts and choices add up."""
     found = diagnosis(questions, capsys)
     # again.wav has the bytes of good.wav, cut.wav and missing.wav cannot be examined.
-    assert (11, 8) == (found["num_rows"], found["num_clips"])
+    assert (13, 10) == (found["num_rows"], found["num_clips"])
     assert 13 * found["total_s"] == pytest.approx(found["audio_tokens"], abs=8)
     measures = {one["name"]: one for one in found["measures"]}
     assert [2.0, 31.0] == [measures["length, s"]["least"], measures["length, s"]["most"]]
-    assert {"16000": 8} == found["file_rates_hz"]
-    assert {"Latin": 10, "Han or Kana": 1} == found["scripts"]
-    assert {"2": 11} == found["num_choices"]
+    assert {"16000": 10} == found["file_rates_hz"]
+    assert {"Latin": 12, "Han or Kana": 1} == found["scripts"]
+    assert {"2": 13} == found["num_choices"]
+    assert {"zh": 1, "not named": 12} == found["languages"]
 
 
 def test_a_row_that_cannot_be_used_is_an_error(questions: Path, fails: Fails) -> None:
     """Exit 3 with the number of rows; the table has been printed before."""
     line = fails(ExitCode.DATA, "data", "doctor", str(questions), "--jobs", "1")
-    assert "4 of 11 rows" in line
+    assert "4 of 13 rows" in line
     assert "mend or remove them" in line
 
 
@@ -170,7 +177,7 @@ def test_copies_name_the_earlier_clip() -> None:
         name: fingerprint(noise(1) * level) for name, level in (("a", 1), ("b", 0.5), ("c", 0.7))
     }
     prints["d"] = fingerprint(noise(2))
-    found = find_copies(prints, lambda _: None)
+    found = nearest_copies(prints, no_bar)
     assert {"b", "c"} == set(found)
     assert "a" == found["b"][0]
     assert found["c"][0] in {"a", "b"}
@@ -192,7 +199,7 @@ def test_the_page_shows_pictures_and_remarks(questions: Path, tmp_path: Path) ->
     assert pages[0] == pages[1]
     assert "<script" not in pages[0]
     assert 4 == pages[0].count('role="img"')
-    assert "5 of 12 rows cannot be used" in pages[0]
+    assert "5 of 14 rows cannot be used" in pages[0]
 
 
 @needs_espeak
