@@ -7,6 +7,7 @@ RUN := $(UV) run --locked --all-extras --no-progress
 # Where this is set every process would compile torch and transformers anew: 10 s each.
 unexport PYTHONDONTWRITEBYTECODE
 SEED ?= 0
+SERVE := $(HOME)/.cache/mmar-jobs/serve
 DEMO := demo/seed-$(SEED)
 
 comma := ,
@@ -14,7 +15,7 @@ space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
 	verdict score submission manifest identity split layout))
 
-.PHONY: help setup demo test test-slow check coverage goldens clean
+.PHONY: help setup demo test test-slow test-serve check coverage goldens clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -43,6 +44,11 @@ test: setup ## the tests, at most 6 minutes on 2 cores
 
 test-slow: setup ## the long tests: three demo seeds, twenty kills, a million candidates
 	@$(RUN) pytest -m slow --timeout 1800
+
+test-serve: setup ## the real vLLM on the CPU, in an environment of its own in ~/.cache (6 GB)
+	@UV_PROJECT_ENVIRONMENT=$(SERVE) $(UV) sync --project tests/serve/environment --locked \
+		--no-progress --quiet
+	@VLLM_ENVIRONMENT=$(SERVE) $(RUN) pytest tests/serve -p no:randomly --timeout 900 --durations 0
 
 check: setup ## formatting, lint, types
 	@$(RUN) ruff format --check .

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "plan": "GPU hours, wall time, storage and price of a run before it is started",
     "audit": "what of a model is quantised, wrapped, frozen and trained",
     "merge": "merge an adapter into its base, shard by shard, in the original layout",
+    "serve-args": "the vLLM command lines that serve a model on a node",
     "bench": "measure speed and memory, as JSON that names the machine",
     "tiny": "make the embedded benchmark, or train the embedded model",
 }

@@ -122,6 +122,16 @@ class Draft:
         self._note(name, data, len(records))
         return records
 
+    def names(self, prefix: str) -> list[str]:
+        """Names of what is durable and starts with `prefix`, sorted."""
+        return sorted(name for name in self._durable if name.startswith(prefix))
+
+    def discard(self, name: str) -> None:
+        """Remove what will be no part of the artifact."""
+        self.store.delete(f"{self.key}/{name}")
+        self._durable.discard(name)
+        self._shards.pop(name, None)
+
     def finish(
         self,
         names: Iterable[str],

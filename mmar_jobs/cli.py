@@ -19,6 +19,7 @@ from rich.console import Console
 from mmar_jobs import logs, settings
 from mmar_jobs.__main__ import COMMANDS
 from mmar_jobs.artifact import Artifact
+from mmar_jobs.engine.open import open_engine
 from mmar_jobs.errors import (
     DataError,
     ExitCode,
@@ -31,7 +32,7 @@ from mmar_jobs.failures import explain
 from mmar_jobs.layout import report_key, run_key
 from mmar_jobs.output import write_output
 from mmar_jobs.progress import Advance, Tracker, bars, no_bar
-from mmar_jobs.recipes import EngineSettings, check_installed
+from mmar_jobs.recipes import check_installed
 from mmar_jobs.settings import Command
 from mmar_jobs.stages import Edges
 from mmar_jobs.store import open_store
@@ -50,6 +51,7 @@ _PLAIN: Final = {
     "plan": "mmar_jobs.planning.command:plan",
     "audit": "mmar_jobs.qlora.audit_command:audit",
     "merge": "mmar_jobs.qlora.merge_command:merge",
+    "serve-args": "mmar_jobs.engine.serving_command:serve_args_command",
     "bench": "mmar_jobs.bench.command:bench",
     "tiny": "mmar_jobs.tiny.command:tiny",
 }
@@ -109,7 +111,7 @@ def _stage_command(name: str, arguments: Sequence[str]) -> int:
     console = Console(stderr=True)
     shows_bars = console.is_terminal and process.rank == 0
     with _preemptible(bars(console) if shows_bars else no_bar) as track:
-        edges = Edges(store=store, open_engine=_open_engine, track=track, log=log)
+        edges = Edges(store=store, open_engine=open_engine, track=track, log=log)
         # The report only reads, so it may be asked for while a run is under way; of the processes
         # of one training the first alone writes.
         is_free = name == "report" or process.rank > 0
@@ -185,12 +187,6 @@ def _report(command: Command, edges: Edges, output: Path | None) -> None:
 def _copy(data: bytes, path: Path) -> None:
     write_output(path, data)
     sys.stdout.write(f"{path}\n")
-
-
-def _open_engine(base: Path, adapter: Path | None, chosen: EngineSettings) -> Any:
-    from mmar_jobs.engine.local import open_local_engine  # noqa: PLC0415 - torch
-
-    return open_local_engine(base, adapter, chosen)
 
 
 @contextmanager

@@ -6,10 +6,12 @@ Not here: where values come from (settings.py), and what they do.
 
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mmar_jobs.errors import SettingsError
+from mmar_jobs.identity import BFLOAT16_TOLERANCE_NATS, CANARY_TOLERANCE_NATS
 from mmar_jobs.prompting.source import read_version
 
 Count = Annotated[int, Field(ge=1)]
@@ -36,6 +38,10 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     # Names of fields that change where or how fast a stage runs, but not its result.
     placement: ClassVar[frozenset[str]] = frozenset()
+
+    def recipe(self) -> dict[str, Any]:
+        """What of the group is hashed, as JSON."""
+        return self.model_dump(mode="json", exclude=set(self.placement))
 
 
 class PromptRecipe(Group):
@@ -213,22 +219,74 @@ class HardwareSettings(Group):
     ] = 1
 
 
+def _server_addresses(text: str) -> str:
+    """Comma-separated addresses in one form; an error for what is none, or holds a secret."""
+    return ",".join(_server_address(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _server_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_bad = parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0
+    except ValueError:
+        is_bad = True
+    if is_bad:
+        raise ValueError("give addresses like http://host:8000")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("leave user, password and query out: the key is VLLM_API_KEY's")
+    return url.rstrip("/").removesuffix("/v1")
+
+
 class EngineSettings(Group):
-    """The engine that answers prompts (recipe, but for threads)."""
+    """The engine that answers prompts: in this process, or vLLM servers (recipe, but for where)."""
 
-    placement: ClassVar[frozenset[str]] = frozenset({"threads"})
+    placement: ClassVar[frozenset[str]] = frozenset({"threads", "servers", "media_dir", "outage_s"})
 
+    servers: Annotated[
+        str,
+        AfterValidator(_server_addresses),
+        knob("vLLM servers, URL,URL; key from VLLM_API_KEY; empty: answer in this process"),
+    ] = ""
+    media_dir: Annotated[
+        str, knob("folder for clips that the servers read too; empty: clips travel in requests")
+    ] = ""
+    outage_s: Annotated[
+        float, Field(gt=0, description="servers that are gone for longer end the stage, seconds")
+    ] = 600.0
     dtype: Annotated[
-        Literal["float32", "bfloat16"], knob("precision of the weights in process (recipe)")
+        Literal["float32", "bfloat16"],
+        knob("precision of the weights, in process or as the servers were started (recipe)"),
     ] = "float32"
     rows_per_batch: Annotated[
         Count, knob("sequences decoded together; part of the recipe, rounding depends on it")
     ] = 512
     threads: Annotated[CountOrZero, knob("CPU threads; 0 takes all cores")] = 0
 
+    @property
+    def kind(self) -> Literal["local", "server"]:
+        """What answers; part of the recipe, for each rounds in its own way."""
+        return "server" if self.servers else "local"
+
+    def recipe(self) -> dict[str, Any]:
+        """See Group; where servers are does not matter, that they answer does."""
+        return super().recipe() | {"kind": self.kind}
+
+    @property
+    def canary_tolerance_nats(self) -> float:
+        """How far a canary's logprobs may be from those that the trainer recorded in process."""
+        is_coarse = self.kind == "server" and self.dtype == "bfloat16"
+        return BFLOAT16_TOLERANCE_NATS if is_coarse else CANARY_TOLERANCE_NATS
+
+    @property
+    def server_urls(self) -> tuple[str, ...]:
+        """Addresses of the servers."""
+        return tuple(self.servers.split(",")) if self.servers else ()
+
+    def in_process(self) -> "EngineSettings":
+        """The same without servers, for what no server serves yet."""
+        return self.model_copy(update={"servers": ""})
+
 
 def recipe(*groups: tuple[str, Group]) -> dict[str, Any]:
     """The named groups, less their placement, as the JSON object that goes into a fingerprint."""
-    return {
-        name: group.model_dump(mode="json", exclude=set(group.placement)) for name, group in groups
-    }
+    return {name: group.recipe() for name, group in groups}

@@ -3,7 +3,7 @@
 A value comes from the flag, else from the variable `MMAR_<GROUP>__<NAME>`, else from the file given
 by `--config` (TOML), else from the default here. Groups are *recipe* (they change results and are
 hashed into fingerprints) or *placement* (they do not). No group holds a secret: S3 credentials are
-read by boto3 itself. Not here: what the values do.
+read by boto3 itself, the key of vLLM's servers by `server_key`. Not here: what the values do.
 """
 
 import argparse
@@ -251,6 +251,11 @@ def launched() -> Process:
         raise SettingsError(
             f"the variables {', '.join(names)} are not numbers: start with torchrun, or unset them"
         ) from None
+
+
+def server_key() -> str | None:
+    """The key of vLLM's servers, which vLLM itself reads from the same variable."""
+    return os.environ.get("VLLM_API_KEY") or None
 
 
 def parse(command: type[C], argv: Sequence[str], *, prog: str) -> C:

@@ -1,9 +1,11 @@
 """Fixtures that many tests share: one thread, a tiny random model, a small synthetic world."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 from hypothesis import settings
 
@@ -21,6 +23,13 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # Several workers run on few cores; one thread each also makes sums come out in one order.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """A command sets up the logs of its process: they end with the test whose output they go to."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.manifest import sha256
 from mmar_jobs.recipes import SamplingRecipe
 from mmar_jobs.records import Candidate, Finish, Question
-from mmar_jobs.stages.answering import Asker, Asking, check_identity, summarise
+from mmar_jobs.stages.answering import Asker, check_identity, summarise
+from mmar_jobs.stages.asking import Asking
 from mmar_jobs.stages.filter import Sieve
 from mmar_jobs.stages.generate import _blocks, pick_questions
 from mmar_jobs.stages.infer import predict, vote

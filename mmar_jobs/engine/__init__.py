@@ -3,14 +3,18 @@
 Not here: what is asked and what becomes of answers (stages/).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from mmar_jobs.audio import Clip
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.prompt import Prompt
 from mmar_jobs.records import Finish
+
+CANARY_PROMPT: Final = Prompt("Listen to the audio.", "What do you hear?")
+# The tokens with which a model ends its turn.
+STOP_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,11 @@ class Sampling:
     repetition_penalty: float
     max_tokens: int
     seed: int
+
+
+CANARY_SAMPLING: Final = Sampling(
+    temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=8, seed=0
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +81,28 @@ class Engine(Protocol):
         A completion depends on its request, the sampling and the engine's batch size, never on when
         or where it was made: a restarted stage gets the same bytes.
         """
+        ...
+
+
+class Listener(Protocol):
+    """Who asks a streaming engine; both methods are called in its own thread and may raise."""
+
+    def answered(self, request: Request, completions: Sequence[Completion]) -> Request | None:
+        """Take one completion a draw; the request that is returned, if any, is asked next."""
+        ...
+
+    def waiting(self) -> None:
+        """About once a second, whether or not anything was answered."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that keeps many requests under way and answers them in the order of their ends.
+
+    What it answers does not depend on what it is asked together, up to rounding.
+    """
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling, listener: Listener) -> None:
+        """Answer all requests; each is taken from `requests` only when its turn has come."""
         ...

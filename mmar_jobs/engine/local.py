@@ -18,22 +18,25 @@ from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import canary_clip
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor, render_prompt
-from mmar_jobs.engine import Completion, Request, Sampling, attention
+from mmar_jobs.engine import (
+    CANARY_PROMPT,
+    CANARY_SAMPLING,
+    STOP_TOKENS,
+    Completion,
+    Request,
+    Sampling,
+    attention,
+)
 from mmar_jobs.engine.sampling import TokenChooser, draw_seed
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.layout import ADAPTER_WEIGHTS
-from mmar_jobs.prompt import THINK_OPEN, Prompt
+from mmar_jobs.prompt import THINK_OPEN
 from mmar_jobs.qlora.audio_embeds import MelFeatures, embed_clips
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.merge import merge_adapter
 from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.records import Finish
 
-_STOP_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
-_CANARY_PROMPT: Final = Prompt("Listen to the audio.", "What do you hear?")
-_CANARY_SAMPLING: Final = Sampling(
-    temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=8, seed=0
-)
 # Dropping finished rows copies the cache, so it waits until a quarter of the rows are done.
 _COMPACT_BELOW: Final = 0.75
 
@@ -77,15 +80,15 @@ class LocalEngine:
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._rows_per_batch = rows_per_batch
-        rendered = render_prompt(processor, _CANARY_PROMPT)
+        rendered = render_prompt(processor, CANARY_PROMPT)
         self.prompt_opens_thinking = rendered.rstrip().endswith(THINK_OPEN)
-        self._stop_ids = torch.tensor(self._tokenizer.convert_tokens_to_ids(list(_STOP_TOKENS)))
+        self._stop_ids = torch.tensor(self._tokenizer.convert_tokens_to_ids(list(STOP_TOKENS)))
         self._audio_id = self._tokenizer.convert_tokens_to_ids(processor.audio_token)
 
     def canary(self) -> Canary:
         """Greedy tokens and their logprobs for the canary prompt and sound."""
-        request = Request("canary", _CANARY_PROMPT, canary_clip(), (0,))
-        row = self._draw([request], [self._encode(request)], _CANARY_SAMPLING)[0]
+        request = Request("canary", CANARY_PROMPT, canary_clip(), (0,))
+        row = self._draw([request], [self._encode(request)], CANARY_SAMPLING)[0]
         return Canary(token_ids=tuple(row.token_ids), logprobs=tuple(row.logprobs))
 
     def answer(

@@ -5,7 +5,6 @@ Not here: the statistics (compare.py, search.py) and the words (text.py).
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,6 +12,7 @@ from mmar_jobs import logs, settings
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.base_model import check_config, model_digest
 from mmar_jobs.engine import Engine
+from mmar_jobs.engine.open import open_engine
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import ADAPTER_WEIGHTS
@@ -91,7 +91,7 @@ def _open_lab(command: PromptsCommand) -> tuple[Lab, list[Question]]:
     """The model to ask and the questions, all checked before a model is loaded."""
     edges = Edges(
         store=open_store(command.store, endpoint_url=command.endpoint_url),
-        open_engine=_open_engine,
+        open_engine=open_engine,
         track=_tracker(),
         log=logs.configure(command.log_format).bind(command="prompts"),
     )
@@ -133,12 +133,6 @@ def _run_model(command: PromptsCommand, edges: Edges) -> Model:
     if command.iteration is None:
         return best_model(edges.store, command.run_id)[0]
     return child_of(edges.store, command.run_id, command.iteration)
-
-
-def _open_engine(base: Path, adapter: Path | None, chosen: Any) -> Any:
-    from mmar_jobs.engine.local import open_local_engine  # noqa: PLC0415 - torch
-
-    return open_local_engine(base, adapter, chosen)
 
 
 def _tracker() -> Tracker:

@@ -1,7 +1,7 @@
 """Asking an engine every question of a list and keeping the answers durable, shard by shard.
 
 Shared by generate, evaluate and infer, so that a model is asked in one way only. Not here: which
-questions, which model, and what the answers are for.
+questions, which model, how one question is asked (asking.py), and what the answers are for.
 """
 
 from collections import Counter
@@ -12,42 +12,23 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, Draft
-from mmar_jobs.audio import ClipReader, check_audio_tokens
-from mmar_jobs.engine import Completion, Engine, Request, Sampling
+from mmar_jobs.audio import ClipReader
+from mmar_jobs.engine import Engine, Sampling, StreamingEngine
 from mmar_jobs.engine.probe import check_sampling
 from mmar_jobs.errors import GateError
-from mmar_jobs.grade import grade, parse
+from mmar_jobs.grade import grade
 from mmar_jobs.identity import Canary, ModelIdentity, check_canary
 from mmar_jobs.layout import CANARY
 from mmar_jobs.lineage import Model
 from mmar_jobs.manifest import plan_shards
 from mmar_jobs.progress import Advance
-from mmar_jobs.prompt import Prompt, render
 from mmar_jobs.recipes import EngineSettings, SamplingRecipe
-from mmar_jobs.records import Candidate, Finish, Grade, Question
+from mmar_jobs.records import Candidate, Grade, Question
 from mmar_jobs.stages import Edges
-from mmar_jobs.zone import rate
+from mmar_jobs.stages.ahead import ask_ahead
+from mmar_jobs.stages.asking import Asking, Questioner, check_errors
 
 OPENS_THINKING: Final = "prompt_opens_thinking"
-_MAX_ERROR_SHARE: Final = 0.01
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How a list of questions is asked: prompt, draws, and whether the sound is muted.
-
-    `blocks` are draw indices asked one after the other; with `top_k` set, a question whose fate is
-    settled after a block is not asked again: enough correct answers among at least `min_valid`
-    valid ones, or nothing but correct, or but wrong ones, after the second block.
-    """
-
-    prompt_version: str
-    sampling: Sampling
-    blocks: tuple[tuple[int, ...], ...]
-    questions_per_shard: int
-    muted: bool = False
-    top_k: int | None = None
-    min_valid: int = 1
 
 
 def greedy(recipe: SamplingRecipe, prompt_version: str, *, muted: bool = False) -> Asking:
@@ -90,7 +71,9 @@ def open_checked_engine(
         engine = edges.open_engine(base, Path(folder), settings)
     check_identity(engine, model.identity(base_digest), name=name)
     expected = Canary.model_validate(model.adapter.read_json(CANARY))
-    check_canary(expected, engine.canary(), model=name)
+    check_canary(
+        expected, engine.canary(), model=name, tolerance_nats=settings.canary_tolerance_nats
+    )
     return engine
 
 
@@ -116,107 +99,43 @@ class Asker:
 
     def ask(self, draft: Draft, questions: Sequence[Question], label: str) -> list[str]:
         """Make every shard of candidates that is not durable yet; returns the shards' names."""
-        names = []
         draws = sum(map(len, self.asking.blocks))
         check_sampling(self.engine, self.asking.sampling)
+        plan = plan_shards(len(questions), self.asking.questions_per_shard)
+        shards = {name: questions[part] for name, part in plan}
+        missing = {name: chunk for name, chunk in shards.items() if not draft.has(name)}
         with self.edges.track(label, len(questions) * draws) as advance:
-            for name, part in plan_shards(len(questions), self.asking.questions_per_shard):
-                names.append(name)
-                chunk = questions[part]
-                if draft.has(name):
-                    advance(len(chunk) * draws)
-                    continue
+            if len(missing) < len(shards):
+                advance(draws * (len(questions) - sum(map(len, missing.values()))))
+            if isinstance(self.engine, StreamingEngine):
+                ask_ahead(self.engine, self._questioner, draft, missing, advance)
+                return list(shards)
+            for name, chunk in missing.items():
                 # Moving by nothing lets a request to stop through between the batches of a shard.
                 draft.write_records(name, self._candidates(chunk, lambda _: advance(0)))
                 advance(len(chunk) * draws)
-        return names
+        return list(shards)
+
+    @property
+    def _questioner(self) -> Questioner:
+        return Questioner(self.engine, self.clips, self.asking)
 
     def _candidates(self, questions: Sequence[Question], on_answer: Advance) -> list[Candidate]:
         found: dict[str, list[Candidate]] = {question.id: [] for question in questions}
         open_questions = list(questions)
         for block in self.asking.blocks:
-            requests = [self._request(question, block) for question in open_questions]
+            requests = [self._questioner.request(question, block) for question in open_questions]
             answers = self.engine.answer(requests, self.asking.sampling, on_answer)
             for question, request, completions in zip(
                 open_questions, requests, answers, strict=True
             ):
-                found[question.id] += self._records(question, request, completions)
-            open_questions = [q for q in open_questions if not self._settled(q, found[q.id])]
+                found[question.id] += self._questioner.records(question, request, completions)
+            open_questions = [
+                q for q in open_questions if not self._questioner.is_settled(q, found[q.id])
+            ]
         candidates = [candidate for question in questions for candidate in found[question.id]]
-        _check_errors(candidates)
+        check_errors(candidates)
         return candidates
-
-    def _settled(self, question: Question, candidates: Sequence[Candidate]) -> bool:
-        if self.asking.top_k is None:
-            return False
-        grades = [grade(candidate, question) for candidate in candidates]
-        num_correct, num_valid = rate(grades)
-        if num_valid < self.asking.min_valid:
-            return False
-        is_mixed = self.asking.top_k <= num_correct < num_valid
-        is_uniform = num_correct in (0, num_valid) and len(candidates) > len(self.asking.blocks[0])
-        return is_mixed or is_uniform
-
-    def _request(self, question: Question, block: tuple[int, ...]) -> Request:
-        clip = self.clips.read(question)
-        prompt = render(question, self.asking.prompt_version)
-        return Request(question.id, prompt, clip.muted() if self.asking.muted else clip, block)
-
-    def _records(
-        self, question: Question, request: Request, completions: Sequence[Completion]
-    ) -> list[Candidate]:
-        if len(completions) != len(request.draws):
-            raise GateError(
-                f"question {question.id}: the engine gave {len(completions)} completions for "
-                f"{len(request.draws)} draws: siblings were lost"
-            )
-        return [
-            self._record(question, request.prompt, draw, completion)
-            for draw, completion in zip(request.draws, completions, strict=True)
-        ]
-
-    def _record(
-        self, question: Question, prompt: Prompt, draw: int, completion: Completion
-    ) -> Candidate:
-        parsed = parse(completion.text, completion.finish, question.choices)
-        if completion.num_tokens > self.asking.sampling.max_tokens:
-            raise GateError(
-                f"question {question.id}: a completion of {completion.num_tokens} tokens, more "
-                f"than --sampling.max-tokens {self.asking.sampling.max_tokens}: it was ignored"
-            )
-        if completion.finish is not Finish.ERROR:
-            check_audio_tokens(
-                completion.audio_tokens, duration_s=question.audio_s, question_id=question.id
-            )
-        return Candidate(
-            question_id=question.id,
-            draw=draw,
-            completion=completion.text,
-            thinking=parsed.thinking,
-            answer=parsed.answer,
-            finish=completion.finish,
-            num_tokens=completion.num_tokens,
-            logprob_sum=completion.logprob_sum,
-            audio_tokens=completion.audio_tokens,
-            prompt_hash=prompt.hash,
-            model_hash=self.engine.identity.hash,
-            seed=self.asking.sampling.seed,
-            error=completion.error,
-        )
-
-
-def _check_errors(candidates: Sequence[Candidate]) -> None:
-    """Raise GateError for more than a few errors, or for a question that met nothing but errors."""
-    errors = [candidate for candidate in candidates if candidate.finish is Finish.ERROR]
-    answered = {c.question_id for c in candidates if c.finish is not Finish.ERROR}
-    lost = [candidate for candidate in errors if candidate.question_id not in answered]
-    if not lost and len(errors) <= _MAX_ERROR_SHARE * len(candidates):
-        return
-    errors = lost or errors
-    raise GateError(
-        f"the engine failed on {len(errors)} of {len(candidates)} candidates, first question "
-        f"{errors[0].question_id}: {errors[0].error or 'no message'}: an error is not an answer"
-    )
 
 
 def grades_of(questions: Sequence[Question], answers: Artifact) -> dict[str, Grade]:

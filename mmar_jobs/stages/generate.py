@@ -25,12 +25,12 @@ from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import (
     OPENS_THINKING,
     Asker,
-    Asking,
     drawn,
     greedy,
     open_checked_engine,
     summarise,
 )
+from mmar_jobs.stages.asking import Asking
 
 STAGE: Final = "generate"
 

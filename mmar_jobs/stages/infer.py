@@ -23,7 +23,8 @@ from mmar_jobs.recipes import recipe
 from mmar_jobs.records import Candidate, Finish, Prediction, Question
 from mmar_jobs.settings import InferCommand
 from mmar_jobs.stages import Edges, stopwatch
-from mmar_jobs.stages.answering import Asker, Asking, drawn, greedy, open_checked_engine
+from mmar_jobs.stages.answering import Asker, drawn, greedy, open_checked_engine
+from mmar_jobs.stages.asking import Asking
 
 STAGE: Final = "infer"
 _MAX_UNANSWERED_SHARE: Final = 0.5

@@ -219,7 +219,7 @@ def _metadata(command: TrainCommand, material: _Material) -> dict[str, str]:
 
 def _ask_canary(command: TrainCommand, edges: Edges, child: Path, material: _Material) -> Canary:
     """The exported child's canary; GateError from an engine that does not apply the adapter."""
-    engine = edges.open_engine(Path(command.model), child, command.engine)
+    engine = edges.open_engine(Path(command.model), child, command.engine.in_process())
     expected = ModelIdentity(
         base_digest=model_digest(Path(command.model)),
         adapter_digest=file_sha256(child / ADAPTER_WEIGHTS),

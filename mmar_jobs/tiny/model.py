@@ -177,9 +177,12 @@ _AUDIO: Final[dict[str, Any]] = {
     "conv_chunksize": 500,
     "activation_function": "gelu",
 }
-# The smallest tower that the class accepts; the project never feeds it.
+# The smallest tower that the class accepts; the project never feeds it. vLLM builds it all the
+# same, from fields that the original states and transformers does not know.
 _VISION: Final[dict[str, Any]] = {
     "model_type": "qwen3_omni_moe_vision_encoder",
+    "image_size": 64,
+    "apply_vit_abs_pos_embed": True,
     "depth": 1,
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -216,6 +219,7 @@ _TEXT: Final[dict[str, Any]] = {
         "mrope_section": [6, 5, 5],
     },
     "tie_word_embeddings": False,
+    "use_sliding_window": False,
     "attention_bias": False,
     "use_cache": True,
 }

@@ -7,7 +7,7 @@ from mmar_jobs.errors import ExitCode, TryAgain
 from mmar_jobs.grade import grade
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.records import Candidate, Finish, Grade
-from mmar_jobs.stages.answering import _check_errors
+from mmar_jobs.stages.asking import check_errors
 from mmar_jobs.stages.infer import predict
 from tests.fakes import make_candidate, make_question
 from tests.gauntlet.conftest import HealthyRun
@@ -68,9 +68,9 @@ def test_05_an_error_in_place_of_an_answer_is_never_stored() -> None:
     questions = [make_question(f"q{index}") for index in range(200)]
     candidates = [make_candidate(question) for question in questions]
     candidates[7] = make_candidate(questions[7], completion="", finish=Finish.ERROR, error="503")
-    stop = stopped(lambda: _check_errors(candidates))
+    stop = stopped(lambda: check_errors(candidates))
     stop.says(ExitCode.DATA, "failed on 1 of 200", "question q7", "503")
-    _check_errors([*candidates, make_candidate(questions[7], 1)])
+    check_errors([*candidates, make_candidate(questions[7], 1)])
 
 
 def test_05_the_gate_compares_no_errors(run_after: HealthyRun) -> None:

@@ -1,0 +1,236 @@
+"""The engine over vLLM's OpenAI-compatible server: many questions under way, nothing lost.
+
+Not here: one connection's failures (link.py), which server is asked (fleet.py), starting servers.
+
+A clip travels as the samples that we decoded, not as its file: the server then hears what training
+hears, whatever its own decoder and resampler would make of the file.
+"""
+
+import asyncio
+import base64
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, Final
+
+from mmar_jobs.artifact import file_sha256
+from mmar_jobs.audio import Clip, canary_clip, encode_wav, num_audio_tokens
+from mmar_jobs.base_model import model_digest
+from mmar_jobs.encode import load_processor, render_prompt
+from mmar_jobs.engine import (
+    CANARY_PROMPT,
+    CANARY_SAMPLING,
+    STOP_TOKENS,
+    Completion,
+    Listener,
+    Request,
+    Sampling,
+)
+from mmar_jobs.engine.fleet import Dispatcher, Fleet, open_fleet, ticking
+from mmar_jobs.engine.link import Link, Patience, Transient
+from mmar_jobs.engine.wire import (
+    MalformedReply,
+    Reply,
+    Sound,
+    Vocabulary,
+    completions,
+    parse_reply,
+    request_body,
+)
+from mmar_jobs.errors import DataError, SettingsError
+from mmar_jobs.identity import Canary, ModelIdentity, check_canary
+from mmar_jobs.layout import ADAPTER_WEIGHTS
+from mmar_jobs.manifest import sha256
+from mmar_jobs.prompt import THINK_OPEN, Prompt
+from mmar_jobs.recipes import EngineSettings
+
+_CANARY_REQUEST: Final = Request("canary", CANARY_PROMPT, canary_clip(), (0,))
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the servers are and how they are reached; `media_dir` is a folder that they can read.
+
+    `key` stays out of settings, logs and messages.
+    """
+
+    urls: tuple[str, ...]
+    key: str | None
+    media_dir: Path | None
+    patience: Patience
+
+
+class ServerEngine:
+    """Asks servers that serve exactly `identity`; see StreamingEngine."""
+
+    def __init__(
+        self, identity: ModelIdentity, processor: Any, site: Site, *, tolerance_nats: float
+    ) -> None:
+        self.identity = identity
+        self._processor = processor
+        self._site = site
+        self._tolerance_nats = tolerance_nats
+        self.prompt_opens_thinking = (
+            render_prompt(processor, CANARY_PROMPT).rstrip().endswith(THINK_OPEN)
+        )
+        tokenizer = processor.tokenizer
+        self._vocabulary = Vocabulary(
+            audio_id=tokenizer.convert_tokens_to_ids(processor.audio_token),
+            stop_ids=frozenset(tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))),
+            decode=tokenizer.decode,
+        )
+        self._canary: Canary | None = None
+
+    def canary(self) -> Canary:
+        """What every server said when it was last proven; asks where none was yet."""
+        if self._canary is None:
+            self.stream([], CANARY_SAMPLING, _Collector([], lambda _: None))
+        assert self._canary is not None, "no stream begins before its servers are proven"
+        return self._canary
+
+    def answer(
+        self, requests: Sequence[Request], sampling: Sampling, on_answer: Callable[[int], None]
+    ) -> list[list[Completion]]:
+        """See Engine.answer."""
+        collector = _Collector(requests, on_answer)
+        self.stream(requests, sampling, collector)
+        return [list(collector.found[id(request)]) for request in requests]
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling, listener: Listener) -> None:
+        """See StreamingEngine.stream.
+
+        Servers are proven before anything is asked, and again after every reconnect. GateError
+        where one serves another model, TryAgain where one is gone for longer than the budget.
+        """
+        asyncio.run(ticking(self._stream(requests, sampling, listener), listener.waiting))
+
+    async def _stream(
+        self, requests: Iterable[Request], sampling: Sampling, listener: Listener
+    ) -> None:
+        site = self._site
+        links = [Link(url, site.key, self.identity.hash, site.patience) for url in site.urls]
+        async with open_fleet(links, site.patience, self._prove) as fleet:
+            dispatcher = Dispatcher[Request, list[Completion]](
+                fleet, lambda request: self._ask(fleet, request, sampling)
+            )
+            await dispatcher.run(requests, listener.answered)
+
+    async def _ask(self, fleet: Fleet, request: Request, sampling: Sampling) -> list[Completion]:
+        prompt_ids = self._prompt_ids(request.prompt)
+        num_tokens = len(prompt_ids) + num_audio_tokens(len(request.clip.waveform))
+        name = sha256(request.clip.waveform.tobytes())
+
+        async def attempt(link: Link) -> list[Completion]:
+            _check_room(link, num_tokens, sampling)
+            reply = await self._send(link, request, sampling, name)
+            return completions(reply, request, prompt_ids, self._vocabulary)
+
+        return await fleet.persist(name, attempt)
+
+    async def _send(self, link: Link, request: Request, sampling: Sampling, name: str) -> Reply:
+        """One attempt; a clip that the server has seen is only named, and sent if it is gone."""
+        if name in link.sounds and self._site.media_dir is None:
+            link.sounds.discard(name)
+            # One of the server's two caches of clips may have lost it: status 400, or 500.
+            with suppress(DataError):
+                reply = await self._post(link, request, sampling, Sound(None, name))
+                link.sounds.add(name)
+                return reply
+        sound = Sound(self._url_of(request.clip, name), name)
+        reply = await self._post(link, request, sampling, sound)
+        link.sounds.add(name)
+        return reply
+
+    async def _post(self, link: Link, request: Request, sampling: Sampling, sound: Sound) -> Reply:
+        body = request_body(link.model, request, sampling, sound)
+        data = await link.ask(body, self._prove)
+        return _parsed(data, request)
+
+    async def _prove(self, link: Link) -> None:
+        """Raise GateError unless the canary is what it was, at any server, when first asked."""
+        sound = Sound(_data_url(_CANARY_REQUEST.clip), "canary")
+        body = request_body(link.model, _CANARY_REQUEST, CANARY_SAMPLING, sound)
+        [choice] = _parsed(await link.ask_control(body), _CANARY_REQUEST).choices
+        logprobs = tuple(token["logprob"] for token in choice.logprobs.content)
+        canary = Canary(token_ids=tuple(choice.token_ids), logprobs=logprobs)
+        if self._canary is None:
+            self._canary = canary
+        check_canary(self._canary, canary, model=link.model, tolerance_nats=self._tolerance_nats)
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        ids: list[int] = self._processor.tokenizer(render_prompt(self._processor, prompt))[
+            "input_ids"
+        ]
+        return ids
+
+    def _url_of(self, clip: Clip, name: str) -> str:
+        folder = self._site.media_dir
+        if folder is None:
+            return _data_url(clip)
+        path = (folder / f"{name}.wav").resolve()
+        if not path.exists():
+            with NamedTemporaryFile(dir=folder, delete=False) as file:
+                file.write(encode_wav(clip))
+            Path(file.name).chmod(0o644)  # the server may run as another user
+            os.replace(file.name, path)  # noqa: PTH105 - in one step, whoever else writes it
+        return path.as_uri()
+
+
+class _Collector:
+    """Gathers a stream's answers."""
+
+    def __init__(self, requests: Sequence[Request], on_answer: Callable[[int], None]) -> None:
+        self.found: dict[int, Sequence[Completion]] = {id(request): () for request in requests}
+        self._on_answer = on_answer
+
+    def answered(self, request: Request, completions: Sequence[Completion]) -> None:
+        """See Listener."""
+        self.found[id(request)] = completions
+        self._on_answer(len(completions))
+
+    def waiting(self) -> None:
+        """See Listener."""
+        self._on_answer(0)
+
+
+def _parsed(data: bytes, request: Request) -> Reply:
+    try:
+        return parse_reply(data, len(request.draws))
+    except MalformedReply as error:
+        raise Transient(f"a reply that is no chat completion ({error})") from None
+
+
+def _check_room(link: Link, num_tokens: int, sampling: Sampling) -> None:
+    if num_tokens + sampling.max_tokens > link.max_model_len:
+        raise SettingsError(
+            f"{link.url} takes {link.max_model_len} tokens a sequence, a prompt of "
+            f"{num_tokens} and --sampling.max-tokens {sampling.max_tokens} are more: start it "
+            "with a larger --max-model-len, or lower --sampling.max-tokens"
+        )
+
+
+def _data_url(clip: Clip) -> str:
+    return f"data:audio/wav;base64,{base64.b64encode(encode_wav(clip)).decode()}"
+
+
+def open_server_engine(
+    base: Path, adapter: Path | None, settings: EngineSettings, *, key: str | None
+) -> ServerEngine:
+    """An engine over the servers of `settings`, which must serve base and adapter as one model.
+
+    No weights are loaded here: the base's folder gives the digest, the tokenizer and the template.
+    """
+    adapter_digest = None if adapter is None else file_sha256(adapter / ADAPTER_WEIGHTS)
+    site = Site(
+        urls=settings.server_urls,
+        key=key,
+        media_dir=Path(settings.media_dir) if settings.media_dir else None,
+        patience=Patience(outage_s=settings.outage_s),
+    )
+    identity = ModelIdentity(base_digest=model_digest(base), adapter_digest=adapter_digest)
+    return ServerEngine(
+        identity, load_processor(base), site, tolerance_nats=settings.canary_tolerance_nats
+    )

@@ -1,0 +1,168 @@
+"""How a model is served on a node: how many servers, on how many GPUs each, with which options.
+
+Pure: numbers in, command lines out, for `mmar-jobs serve-args` and for the chart. Not here: reading
+a model's folder (serving_command.py), talking to servers (server.py).
+
+A sequence costs KV cache for as long as it lasts, and a batch that is too small leaves the GPU
+waiting for its own weights. So a server spans the fewest GPUs (each hop between them costs) whose
+memory, less the weights, holds enough sequences at a time.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mmar_jobs.errors import SettingsError
+
+GIB: Final = 1 << 30
+# Of a GPU's memory, what vLLM may take; the rest is the driver's, and fragments.
+MEMORY_SHARE: Final = 0.92
+# Activations of a prefill, CUDA graphs, NCCL buffers, encoder outputs: what vLLM takes on top.
+OVERHEAD_BYTES: Final = 5 * GIB
+# Sequences below which decoding is bound by reading the weights.
+ENOUGH_SEQUENCES: Final = 128
+MAX_SEQUENCES: Final = 1024
+# A prompt is a clip of 30 s (390 tokens), its question, and the instructions.
+MAX_PROMPT_TOKENS: Final = 2048
+MEAN_PROMPT_TOKENS: Final = 500
+BATCHED_TOKENS: Final = 8192
+_BLOCK_TOKENS: Final = 64
+_KV_BYTES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a model fills memory: bytes of all weights, and the geometry of its attention."""
+
+    weight_bytes: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache a token, over all GPUs of a server."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * _KV_BYTES
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """Tensor parallel sizes that split heads evenly and keep one copy of the KV cache."""
+        sizes = (1, 2, 4, 8, 16)
+        return tuple(n for n in sizes if self.num_heads % n == 0 and self.num_kv_heads % n == 0)
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], weight_bytes: int) -> "Shape":
+        """The shape in a config.json of Qwen3-Omni."""
+        text = config["thinker_config"]["text_config"]
+        return cls(
+            weight_bytes=weight_bytes,
+            num_layers=int(text["num_hidden_layers"]),
+            num_heads=int(text["num_attention_heads"]),
+            num_kv_heads=int(text["num_key_value_heads"]),
+            head_dim=int(text["head_dim"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """GPUs of one kind; memory of one in GiB."""
+
+    num_gpus: int
+    memory_gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Tokens of the longest and of a mean completion."""
+
+    max_tokens: int
+    mean_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`num_servers` servers over `tensor_parallel` GPUs each."""
+
+    num_servers: int
+    tensor_parallel: int
+    max_num_seqs: int
+    max_model_len: int
+    kv_tokens: int
+
+
+def lay_out(shape: Shape, node: Node, workload: Workload) -> Layout:
+    """The layout for a node; SettingsError where the model does not fit it at all."""
+    sequence_tokens = MEAN_PROMPT_TOKENS + workload.mean_tokens
+    longest = _rounded_up(MAX_PROMPT_TOKENS + workload.max_tokens, _BLOCK_TOKENS)
+    fitting = [
+        (size, kv_tokens)
+        for size in shape.splits
+        if size <= node.num_gpus and (kv_tokens := _kv_tokens(shape, node, size)) >= longest
+    ]
+    if not fitting:
+        raise SettingsError(
+            f"{shape.weight_bytes / GIB:.0f} GiB of weights and one sequence of {longest} tokens "
+            f"do not fit {node.num_gpus} x {node.memory_gib:g} GiB: use more or larger GPUs, or "
+            "lower --max-tokens"
+        )
+    wide_enough = [
+        (size, kv_tokens)
+        for size, kv_tokens in fitting
+        if kv_tokens >= ENOUGH_SEQUENCES * sequence_tokens
+    ]
+    size, kv_tokens = wide_enough[0] if wide_enough else fitting[-1]
+    return Layout(
+        num_servers=node.num_gpus // size,
+        tensor_parallel=size,
+        max_num_seqs=max(1, min(MAX_SEQUENCES, kv_tokens // sequence_tokens)),
+        max_model_len=longest,
+        kv_tokens=kv_tokens,
+    )
+
+
+def _kv_tokens(shape: Shape, node: Node, size: int) -> int:
+    """Tokens that the KV cache of a server over `size` GPUs holds; below 0 weights do not fit."""
+    free = node.memory_gib * GIB * MEMORY_SHARE - OVERHEAD_BYTES - shape.weight_bytes / size
+    return math.floor(free * size / shape.kv_bytes_per_token)
+
+
+def _rounded_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def serve_args(layout: Layout, model: str, name: str, *, dtype: str, media_dir: str) -> list[str]:
+    """Arguments of `vllm serve` for one server of the layout, but for address and GPUs."""
+    args = [
+        *(model, "--served-model-name", name),
+        *("--dtype", dtype),
+        *("--tensor-parallel-size", str(layout.tensor_parallel)),
+        *("--max-model-len", str(layout.max_model_len)),
+        *("--max-num-seqs", str(layout.max_num_seqs)),
+        *("--max-num-batched-tokens", str(BATCHED_TOKENS)),
+        *("--gpu-memory-utilization", str(MEMORY_SHARE)),
+        # One clip a prompt, and no room for what the project never sends.
+        *("--limit-mm-per-prompt", '{"audio":1,"image":0,"video":0}'),
+    ]
+    return args + (["--allowed-local-media-path", media_dir] if media_dir else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server of a node: its GPUs by index, and all arguments of `vllm serve`."""
+
+    gpus: tuple[int, ...]
+    args: tuple[str, ...]
+
+
+def servers(layout: Layout, args: Sequence[str], first_port: int) -> list[Server]:
+    """The servers of a layout, on neighbouring GPUs and consecutive ports."""
+    size = layout.tensor_parallel
+    return [
+        Server(
+            gpus=tuple(range(index * size, (index + 1) * size)),
+            args=(*args, "--port", str(first_port + index)),
+        )
+        for index in range(layout.num_servers)
+    ]

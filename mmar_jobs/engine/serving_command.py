@@ -1,0 +1,114 @@
+"""`mmar-jobs serve-args`: the vLLM command lines for a model folder and a node.
+
+Not here: the memory model (serving.py), starting anything.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mmar_jobs.arguments import Parser, not_negative, whole_number
+from mmar_jobs.artifact import MANIFEST
+from mmar_jobs.base_model import check_config, model_digest
+from mmar_jobs.engine.serving import Node, Shape, Workload, lay_out, serve_args, servers
+from mmar_jobs.errors import DataError, ExitCode
+from mmar_jobs.identity import ModelIdentity
+from mmar_jobs.manifest import Manifest
+
+
+def serve_args_command(arguments: Sequence[str]) -> int:
+    """Print one line a server, or one JSON object."""
+    chosen = _parse(arguments)
+    folder = Path(chosen.model)
+    check_config(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weight_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    layout = lay_out(
+        Shape.parse(config, weight_bytes),
+        Node(chosen.gpus, chosen.gpu_memory_gib),
+        Workload(chosen.max_tokens, chosen.mean_tokens),
+    )
+    name = served_name(folder)
+    args = serve_args(layout, chosen.model, name, dtype=chosen.dtype, media_dir=chosen.media_dir)
+    found = servers(layout, args, chosen.port)
+    if chosen.json:
+        told = {"model": name, "servers": [asdict(server) for server in found]}
+        sys.stdout.write(f"{json.dumps(told)}\n")
+        return int(ExitCode.DONE)
+    for server in found:
+        gpus = ",".join(map(str, server.gpus))
+        line = shlex.join(["vllm", "serve", *server.args])
+        sys.stdout.write(f"CUDA_VISIBLE_DEVICES={gpus} {line}\n")
+    return int(ExitCode.DONE)
+
+
+def served_name(folder: Path) -> str:
+    """The name under which the client finds the model: it ends in the first 16 of its hash.
+
+    A merged folder says what it was merged from; any other is a base.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        identity = ModelIdentity(base_digest=model_digest(folder))
+    else:
+        try:
+            inputs = Manifest.model_validate_json(path.read_bytes()).inputs
+            identity = ModelIdentity(base_digest=inputs["base"], adapter_digest=inputs["adapter"])
+        except (ValidationError, KeyError):
+            raise DataError(
+                f"{path} is not the manifest of a merge: give a base folder, or one that "
+                "mmar-jobs merge made"
+            ) from None
+    return f"mmar-{identity.hash[:16]}"
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        "mmar-jobs serve-args",
+        description="Print how to serve a model on one node: one vLLM command line a server.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a base, or of a finished merge")
+    parser.add_argument("--gpus", type=whole_number(1), default=1, help="GPUs (default: 1)")
+    parser.add_argument(
+        "--gpu-memory-gib",
+        type=not_negative,
+        default=80.0,
+        metavar="GIB",
+        help="memory of one GPU (default: 80)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=whole_number(1),
+        default=6000,
+        help="longest completion, as --sampling.max-tokens (default: 6000)",
+    )
+    parser.add_argument(
+        "--mean-tokens",
+        type=whole_number(1),
+        default=1500,
+        help="mean completion; decides how many run at a time (default: 1500)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="as --engine.dtype (default: bfloat16)",
+    )
+    parser.add_argument(
+        "--media-dir", default="", help="as --engine.media-dir (default: clips travel in requests)"
+    )
+    parser.add_argument(
+        "--port", type=whole_number(1), default=8000, help="of the first server (default: 8000)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object (default: command lines)"
+    )
+    chosen: Any = parser.parse_args(arguments)
+    return chosen  # type: ignore[no-any-return]

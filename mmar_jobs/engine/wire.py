@@ -1,0 +1,178 @@
+"""What travels to and from vLLM's OpenAI-compatible server: one question with all its draws.
+
+Pure: no connection, no clock. Not here: sending it (link.py), whom to send it to (server.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
+
+from mmar_jobs.engine import Completion, Request, Sampling
+from mmar_jobs.engine.sampling import draw_seed
+from mmar_jobs.errors import GateError
+from mmar_jobs.prompt import Prompt
+from mmar_jobs.records import Finish
+
+_FINISH: Final = {"stop": Finish.STOP, "length": Finish.LENGTH}
+
+
+class _Token(TypedDict):
+    logprob: float
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token]
+
+
+class Choice(BaseModel):
+    """One draw: its tokens, the one that ended it included, and their logprobs before warping."""
+
+    index: int
+    finish_reason: str | None
+    token_ids: list[int] = Field(min_length=1)
+    logprobs: _Logprobs
+
+
+class Reply(BaseModel):
+    """The fields that are read of a chat completion; the prompt is what the model really saw."""
+
+    prompt_token_ids: list[int]
+    choices: list[Choice]
+
+
+class MalformedReply(Exception):
+    """A reply of status 200 that is no chat completion, or lacks what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What is needed of the model's tokenizer: ids by meaning, and `decode` of ids to text."""
+
+    audio_id: int
+    stop_ids: frozenset[int]
+    decode: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A clip as a server takes it: an address, or None to name one that it has seen, and a name."""
+
+    url: str | None
+    uuid: str
+
+
+def request_body(model: str, request: Request, sampling: Sampling, sound: Sound) -> dict[str, Any]:
+    """The JSON of one chat completion request.
+
+    Every option is a top-level field: vLLM ignores what it does not know, such as a field called
+    "extra_body". Each is sent even at its default, or the server would take the one of the model's
+    generation_config.json. The seeds of the draws are consecutive, from that of the first.
+    """
+    return {
+        "model": model,
+        "messages": _messages(request.prompt, sound),
+        "n": len(request.draws),
+        "seed": first_seed(sampling, request),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "max_completion_tokens": sampling.max_tokens,
+        "logprobs": True,
+        "return_token_ids": True,
+        "skip_special_tokens": False,
+    }
+
+
+def first_seed(sampling: Sampling, request: Request) -> int:
+    """Seed of the first draw; the server adds the index of a draw within its request.
+
+    62 bits, so that the sum stays an int64.
+    """
+    return draw_seed(sampling.seed, request.question_id, request.draws[0]) >> 1
+
+
+def _messages(prompt: Prompt, sound: Sound) -> list[dict[str, Any]]:
+    """The prompt's messages in OpenAI's form, the clip in the place that it has in ours."""
+    audio = {
+        "type": "audio_url",
+        "audio_url": None if sound.url is None else {"url": sound.url},
+        "uuid": sound.uuid,
+    }
+    messages = prompt.messages()
+    for message in messages:
+        message["content"] = [
+            audio if part["type"] == "audio" else part for part in message["content"]
+        ]
+    return messages
+
+
+def parse_reply(data: bytes, num_draws: int) -> Reply:
+    """The reply to a request for `num_draws` draws; MalformedReply where it is anything else."""
+    try:
+        reply = Reply.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise MalformedReply(f"{place or 'the reply'}: {first['msg']}") from None
+    if sorted(choice.index for choice in reply.choices) != list(range(num_draws)):
+        raise MalformedReply(f"{len(reply.choices)} choices for {num_draws} draws")
+    for choice in reply.choices:
+        if len(choice.logprobs.content) != len(choice.token_ids):
+            raise MalformedReply(f"choice {choice.index}: not one logprob a token")
+    reply.choices.sort(key=lambda choice: choice.index)
+    return reply
+
+
+def completions(
+    reply: Reply, request: Request, prompt_ids: Sequence[int], vocabulary: Vocabulary
+) -> list[Completion]:
+    """The draws of a request as records.
+
+    `prompt_ids` is the prompt by our own tokenizer and template, with one audio token. GateError
+    where the server's prompt says anything else; how much of the sound it holds is checked by who
+    asked (audio.check_audio_tokens), as for every engine.
+    """
+    heard = [token for token in reply.prompt_token_ids if token == vocabulary.audio_id]
+    text = [token for token in reply.prompt_token_ids if token != vocabulary.audio_id]
+    if text != [token for token in prompt_ids if token != vocabulary.audio_id]:
+        raise GateError(
+            f"question {request.question_id}: the server's prompt is not ours ({len(text)} tokens "
+            f"of text, ours has {len(prompt_ids) - 1}): it uses another chat template or "
+            "tokenizer; serve the folder of the model without --chat-template"
+        )
+    return [_completion(choice, len(heard), vocabulary, request) for choice in reply.choices]
+
+
+def _completion(
+    choice: Choice, audio_tokens: int, vocabulary: Vocabulary, request: Request
+) -> Completion:
+    finish = _FINISH.get(choice.finish_reason or "")
+    if finish is None:
+        raise GateError(
+            f"question {request.question_id}: a draw ended with {choice.finish_reason!r}, which is "
+            "neither stop nor length: start the server without options that end answers"
+        )
+    ids = choice.token_ids
+    ended = finish is Finish.STOP and ids[-1] in vocabulary.stop_ids
+    return Completion(
+        text=vocabulary.decode(ids[:-1] if ended else ids, skip_special_tokens=False),
+        finish=finish,
+        num_tokens=len(ids),
+        logprob_sum=sum(token["logprob"] for token in choice.logprobs.content),
+        audio_tokens=audio_tokens,
+    )
+
+
+def served_models(listing: Mapping[str, Any]) -> dict[str, int]:
+    """Id and longest sequence, tokens, of each model in the answer to GET /v1/models."""
+    try:
+        return {str(one["id"]): int(one["max_model_len"]) for one in listing["data"]}
+    except (KeyError, TypeError, ValueError):
+        raise MalformedReply("the list of models has no id or max_model_len") from None

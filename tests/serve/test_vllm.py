@@ -1,0 +1,94 @@
+"""The engine over servers against vLLM itself, on the embedded model.
+
+Needs the environment that `make test-serve` installs.
+"""
+
+from typing import Any
+
+import pytest
+
+from mmar_jobs.audio import decode
+from mmar_jobs.engine import Completion, Request, Sampling
+from mmar_jobs.engine.local import LocalEngine, open_local_engine
+from mmar_jobs.engine.probe import check_sampling
+from mmar_jobs.engine.server import ServerEngine, open_server_engine
+from mmar_jobs.identity import check_canary
+from mmar_jobs.recipes import EngineSettings
+from mmar_jobs.tiny import tiny_model_folder
+from tests.fakes import make_question, make_request, sound_bytes, tone
+from tests.serve.vllm import Vllm
+
+GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=64, seed=0)
+DRAWN = Sampling(temperature=0.9, top_p=0.95, top_k=0, repetition_penalty=1, max_tokens=64, seed=3)
+
+
+def requests(num_draws: int = 1) -> list[Request]:
+    """Eight questions about clips of unlike length, none below a second.
+
+    The audio tower pads a batch of chunks of one second: shorter clips hear that they have company.
+    """
+    return [
+        make_request(
+            make_question(f"q{index}", text="What " * (index % 3 + 1) + "is it?"),
+            range(num_draws),
+            decode(
+                sound_bytes(tone(seconds=1 + 0.7 * (index % 4), pitch_hz=300.0), 16_000), "clip"
+            ),
+        )
+        for index in range(8)
+    ]
+
+
+@pytest.fixture(scope="module")
+def local() -> LocalEngine:
+    """The same model in this process."""
+    return open_local_engine(tiny_model_folder(), None, EngineSettings(threads=1))
+
+
+def engine_of(vllm: Vllm, **options: Any) -> ServerEngine:
+    """An engine over the server."""
+    chosen = EngineSettings(servers=vllm.url, **options)
+    return open_server_engine(tiny_model_folder(), None, chosen, key=None)
+
+
+def ask(engine: Any, asked: list[Request], sampling: Sampling) -> list[list[Completion]]:
+    """Answer without listening to progress."""
+    found: list[list[Completion]] = engine.answer(asked, sampling, lambda _: None)
+    return found
+
+
+def test_canary_is_that_of_the_model_in_process(vllm: Vllm, local: LocalEngine) -> None:
+    """In float32 the two agree to rounding, so a manifest's canary proves a server."""
+    check_canary(local.canary(), engine_of(vllm).canary(), model="m")
+
+
+def test_greedy_equals_the_engine_in_process(vllm: Vllm, local: LocalEngine) -> None:
+    """Token for token, heard in full, with the same logprobs; and the same when asked again."""
+    engine = engine_of(vllm)
+    served = ask(engine, requests(), GREEDY)
+    for [mine], [expected] in zip(served, ask(local, requests(), GREEDY), strict=True):
+        assert (expected.text, expected.finish, expected.num_tokens, expected.audio_tokens) == (
+            mine.text,
+            mine.finish,
+            mine.num_tokens,
+            mine.audio_tokens,
+        )
+        assert expected.logprob_sum == pytest.approx(mine.logprob_sum, abs=1e-3)
+    assert [c[0].text for c in served] == [c[0].text for c in ask(engine, requests(), GREEDY)]
+
+
+def test_clips_on_the_node_sound_the_same(vllm: Vllm) -> None:
+    """By address or in the request, the model hears the same samples."""
+    by_file = ask(engine_of(vllm, media_dir=str(vllm.media_dir)), requests(), GREEDY)
+    assert [c[0].text for c in ask(engine_of(vllm), requests(), GREEDY)] == [
+        c[0].text for c in by_file
+    ]
+
+
+def test_siblings_differ_and_options_are_honoured(vllm: Vllm) -> None:
+    """Sixteen draws of a question are not one, and the server ignores no option."""
+    engine = engine_of(vllm)
+    for completions in ask(engine, requests(16), DRAWN):
+        assert 16 == len(completions)
+        assert len({one.text for one in completions}) > 1
+    check_sampling(engine, Sampling(0.9, 0.95, 5, 1.2, 64, 0))
