@@ -19,6 +19,13 @@ import pytest
 
 from mmar_jobs.cli import run_command
 from mmar_jobs.errors import ExitCode
+from tests.datasets.build_cases import (
+    assert_apart,
+    build,
+    read_manifest,
+    read_split,
+    write_music,
+)
 from tests.datasets.servers import REVISION, Site, add_hub_dataset, add_zenodo_record, serving
 from tests.fakes import Fails
 
@@ -240,6 +247,24 @@ def test_a_zenodo_record_comes_with_its_digests(site: Site, tmp_path: Path, fail
     site.files["/api/records/15379789/files/metadata.csv/content"] = b"filename,freesound_id\nb,8\n"
     arguments = ("fetch", "tacos", str(tmp_path / "u"), "--endpoint", site.base, "--retries", "0")
     assert "expected" in fails(ExitCode.TRY_AGAIN, "data", *arguments)
+
+
+def test_a_fetched_data_set_can_be_built_from(site: Site, tmp_path: Path) -> None:
+    """MusicBench from the mirror into questions; the build says which revision it comes from."""
+    source = write_music(tmp_path / "source", 12)
+    clips = {
+        path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*.wav")
+    }
+    rows = (source / "MusicBench_train.json").read_bytes()
+    files = {"MusicBench_train.json": rows, "MusicBench.tar.gz": tarred(clips), "test.json": b""}
+    add_hub_dataset(site, "amaai-lab/MusicBench", files)
+    assert 0 == fetch(site, tmp_path / "m", name="musicbench")
+    assert "" == (tmp_path / "m/missing.jsonl").read_text()
+    output = tmp_path / "built"
+    assert 0 == build(output, "--source", f"musicbench={tmp_path / 'm'}")
+    assert REVISION == read_manifest(output)["sources"][0]["fetched"]["revision"]
+    assert_apart(output)
+    assert read_split(output)
 
 
 def test_an_interruption_is_prompt_and_loses_nothing(site: Site, tmp_path: Path) -> None:
