@@ -68,10 +68,13 @@ def sentence(seed: int, num_words: int) -> tuple[str, str]:
     return VOICES[seed % len(VOICES)], " ".join(dice.choice(WORDS, num_words))
 
 
-def speak(path: Path, text: str, voice: str = "en-us", *, pitch: int = 50) -> Path:
-    """Have espeak-ng say a text into a WAV file."""
+def speak(
+    path: Path, text: str, voice: str = "en-us", *, pitch: int = 50, speed: int = 175
+) -> Path:
+    """Have espeak-ng say a text into a WAV file, at `speed` words a minute."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["espeak-ng", "-v", voice, "-p", str(pitch), "-w", str(path), text], check=True)
+    how = ["-v", voice, "-p", str(pitch), "-s", str(speed), "-w", str(path)]
+    subprocess.run(["espeak-ng", *how, text], check=True)
     return path
 
 
