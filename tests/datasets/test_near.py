@@ -1,6 +1,6 @@
 """Tests of finding copies: real encoders, real sounds, and laws about prints of any kind.
 
-The figures of many clips are measured in test_guard_figures.py.
+Not here: figures of many clips.
 """
 
 import itertools
