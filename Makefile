@@ -39,7 +39,7 @@ demo: setup ## run the main job on this machine: tiny model, synthetic benchmark
 	@$(RUN) mmar-jobs validate $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
 	@$(RUN) mmar-jobs score $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
 
-test: setup ## the tests, at most 6 minutes on 2 cores
+test: setup ## the tests, about 10 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: setup ## the long tests: three demo seeds, twenty kills, a million candidates
