@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mmar_jobs import mp3
 from mmar_jobs.errors import DataError, GateError, SettingsError
 from mmar_jobs.manifest import sha256
 from mmar_jobs.records import Question
@@ -83,28 +84,12 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     refused by its header, before it fills the memory.
     """
     import librosa  # noqa: PLC0415 - heavy, and only stages that hear need it
-    import soundfile  # noqa: PLC0415 - the same
 
     if not data:
         raise DataError(f"audio file {name} is empty: fetch it again")
     _check_riff_length(data, name)
     _check_ogg_pages(data, name)
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            num_frames, rate_hz, channels = file.frames, file.samplerate, file.channels
-            if num_frames >= _UNKNOWN_FRAMES:
-                raise DataError(f"audio file {name} does not state its length: encode it again")
-            check_length(num_frames / rate_hz, max_s, name)
-            frames = file.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-        raise DataError(
-            f"audio file {name} cannot be decoded ({reason}): is it audio, and complete?"
-        ) from None
-    if len(frames) < num_frames:
-        raise DataError(
-            f"audio file {name} is truncated: {len(frames)} of {num_frames} frames: fetch it again"
-        )
+    frames, rate_hz = _read_frames(data, name, max_s)
     mono = np.ascontiguousarray(frames.mean(axis=1, dtype=np.float32))
     if not np.isfinite(mono).all():
         raise DataError(f"audio file {name} holds values that are not numbers: encode it again")
@@ -116,7 +101,43 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
         raise DataError(
             f"audio file {name} lasts {duration_s:.3f} s, at least {MIN_CLIP_S} s needed"
         )
-    return Clip(mono.astype(np.float32, copy=False), duration_s, rate_hz, channels)
+    return Clip(mono.astype(np.float32, copy=False), duration_s, rate_hz, frames.shape[1])
+
+
+def _read_frames(data: bytes, name: str, max_s: float | None) -> tuple[NDArray[np.float32], int]:
+    """All frames of a file, [num_frames, num_channels], and its rate in Hz."""
+    import soundfile  # noqa: PLC0415 - see decode
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            num_frames, rate_hz = file.frames, file.samplerate
+            if file.format == "MP3" and not mp3.states_length(data):
+                num_frames = _num_mp3_frames(data, num_frames, name)
+            if num_frames >= _UNKNOWN_FRAMES:
+                raise DataError(f"audio file {name} does not state its length: encode it again")
+            check_length(num_frames / rate_hz, max_s, name)
+            frames: NDArray[np.float32] = file.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise DataError(
+            f"audio file {name} cannot be decoded ({reason}): is it audio, and complete?"
+        ) from None
+    if len(frames) < num_frames:
+        raise DataError(
+            f"audio file {name} is truncated: {len(frames)} of {num_frames} frames: fetch it again"
+        )
+    return frames, rate_hz
+
+
+def _num_mp3_frames(data: bytes, num_readable: int, name: str) -> int:
+    """The least number of frames that a file without a length must give."""
+    least = max(0, mp3.num_samples(data) - mp3.SLACK_SAMPLES)
+    if num_readable < least:
+        raise DataError(
+            f"audio file {name} does not state its length, and only {num_readable} of more than "
+            f"{least} frames can be read: encode it again"
+        )
+    return least
 
 
 def encode_wav(clip: Clip) -> bytes:

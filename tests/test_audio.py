@@ -1,6 +1,8 @@
 """Tests of decoding and of the arithmetic that tells whether a model heard all of a clip."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import (
     _get_feat_extract_output_lengths,
 )
 
+from mmar_jobs import mp3
 from mmar_jobs.audio import (
     SAMPLE_RATE_HZ,
     Clip,
@@ -81,6 +84,52 @@ def test_truncated_file_is_an_error(format_: str, share: float) -> None:
     with pytest.raises(DataError, match=r"audio file x\.wav (is truncated|cannot be decoded)") as e:
         decode(cut(share)(data), "x.wav")
     assert "\n" not in str(e.value)
+
+
+def streamed_mp3(folder: Path, *quality: str) -> bytes:
+    """Three seconds as ffmpeg writes them where it cannot go back to the header."""
+    (folder / "x.wav").write_bytes(sound_bytes(tone(seconds=3, rate_hz=44_100), 44_100))
+    encode = ["ffmpeg", "-v", "error", "-i", str(folder / "x.wav"), "-write_xing", "0", *quality]
+    subprocess.run([*encode, str(folder / "x.mp3")], check=True)
+    return (folder / "x.mp3").read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("bit_rate", ["32k", "320k"])
+def test_an_mp3_without_a_header_of_its_length_is_whole(bit_rate: str, tmp_path: Path) -> None:
+    """It is heard to its end, and refused where it is too long."""
+    data = streamed_mp3(tmp_path, "-b:a", bit_rate)
+    assert not mp3.states_length(data)
+    assert decode(data, "x.mp3", max_s=3).duration_s == pytest.approx(3, abs=0.15)
+    with pytest.raises(DataError, match=r"lasts \d.\d+ s, more than the limit of 1 s"):
+        decode(data, "x.mp3", max_s=1)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+def test_an_mp3_is_never_cut_without_a_word(tmp_path: Path) -> None:
+    """Of varying bit rate libsndfile guesses a sixth of the length and reads no further."""
+    data = streamed_mp3(tmp_path, "-q:a", "5")
+    assert mp3.num_samples(data) == pytest.approx(3 * 44_100, abs=mp3.SLACK_SAMPLES)
+    with pytest.raises(DataError, match="does not state its length, and only"):
+        decode(data, "x.mp3")
+
+
+def test_an_mp3_with_a_header_says_so() -> None:
+    """Its frames add up to its length."""
+    data = sound_bytes(tone(seconds=3, rate_hz=22_050), 22_050, "MP3")
+    assert mp3.states_length(data)
+    assert mp3.num_samples(data) == pytest.approx(3 * 22_050, abs=mp3.SLACK_SAMPLES)
+
+
+@given(st.binary(max_size=4000))
+def test_any_bytes_have_a_length_as_mp3(data: bytes) -> None:
+    """Frames are counted to the end of whatever it is; a tag before them does not count."""
+    length = mp3.num_samples(data)
+    assert 0 <= length <= 1_152 * len(data) / 24
+    size = bytes([0, 0, 2, 5])
+    tagged = b"ID3\4\0\0" + size + bytes(2 * 128 + 5) + data
+    if data[:3] != b"ID3":
+        assert length == mp3.num_samples(tagged)
 
 
 def test_empty_file_is_an_error() -> None:
