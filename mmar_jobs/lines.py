@@ -8,7 +8,9 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from pydantic_core import from_json
 
 from mmar_jobs.errors import DataError
 from mmar_jobs.store import read_uri
@@ -27,6 +29,13 @@ class Line(NamedTuple):
     number: int
     offset: int
     text: bytes
+
+    def value(self) -> Any:
+        """What its JSON says, half the time of json.loads; ValueError or RecursionError like it."""
+        try:
+            return from_json(self.text)
+        except ValueError:  # a lone surrogate, which json takes, or a real error, which it explains
+            return json.loads(self.text.decode())
 
 
 class Lines:

@@ -4,7 +4,6 @@ Not here: what a submission must be (submission.py), and a million rows at once
 (analysis/outcomes.py).
 """
 
-import json
 from typing import Any
 
 from mmar_jobs.errors import DataError
@@ -27,7 +26,7 @@ def read_rows(uri: str) -> dict[str, dict[str, Any]]:
 def parse_row(line: Line, name: str) -> dict[str, Any]:
     """One prediction row, its id and fields of the right kind; DataError names what is wrong."""
     try:
-        row = json.loads(line.text.decode())
+        row = line.value()
     except UnicodeDecodeError:
         raise DataError(f"{name} line {line.number}: is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:

@@ -30,15 +30,12 @@ QUESTIONS_PER_SHARD = 32
 TRACE = "I hear a low tone, then a buzz that lasts longer than the tone did before it ends. " * 8
 
 FILTER = """
-import json, resource, sys
+import json, sys
 from mmar_jobs.__main__ import main
+from tests.spent import cpu_s, peak_bytes
 sys.argv = ["mmar-jobs", "filter", "--store", sys.argv[1], "--run-id", "r"]
 code = main()
-used = resource.getrusage(resource.RUSAGE_SELF)
-# ru_maxrss is that of the process that started this one, where that was larger.
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-resident_mb = int(status["VmHWM"].split()[0]) / 1024
-print(json.dumps([code, used.ru_utime + used.ru_stime, resident_mb]))
+print(json.dumps([code, cpu_s(), peak_bytes() / 1e6]))
 """
 
 

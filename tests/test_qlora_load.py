@@ -324,10 +324,8 @@ import sys
 from pathlib import Path
 import torch
 from mmar_jobs.qlora.load import load_thinker
+from tests.spent import peak_bytes
 torch.set_num_threads(1)
-def peak_bytes():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 def load(folder):
     cpu = torch.device("cpu")
     return load_thinker(Path(folder), dtype=torch.bfloat16, device=cpu, quantization="nf4")

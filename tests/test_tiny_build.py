@@ -3,9 +3,18 @@
 import hashlib
 import json
 import wave
+from dataclasses import replace
 from pathlib import Path
 
-from mmar_jobs.tiny.build import TinyWorld, build_world
+import pytest
+
+from mmar_jobs.audio import decode
+from mmar_jobs.datasets.fingerprint import fingerprint
+from mmar_jobs.datasets.guard import find_sounds
+from mmar_jobs.tiny import build
+from mmar_jobs.tiny.build import TinyWorld, build_world, draw_clip
+from mmar_jobs.tiny.questions import Asked
+from mmar_jobs.tiny.world import Clip
 
 GOLDEN = "996dc2283d2b704986618587ff4bf4c59bbbc84721ddf18ebff9dfa49b514b9c"
 KEYS = [
@@ -57,6 +66,33 @@ def test_no_clip_is_in_two_sets(tmp_path: Path) -> None:
         clips.append({hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in names})
         assert len(clips[-1]) == -(-len(_rows(path)) // 2)
     assert sum(map(len, clips)) == len(set.union(*clips))
+
+
+def test_a_clip_that_sounds_like_one_of_another_set_is_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the dice give a held-out clip the sound of a train clip twice, the third draw is used.
+
+    Its questions are the third draw's too: sound and answer must not be of two clips.
+    """
+
+    def draw(*key: str | int) -> tuple[Clip, tuple[Asked, ...]]:
+        is_copy = key[1] == "heldout" and key[2] == 4 and key[3:] in ((), (1,))
+        clip, asked = draw_clip(*((key[0], "train", 7) if is_copy else key))
+        return replace(clip, num_channels=1) if is_copy else clip, asked
+
+    monkeypatch.setattr(build, "draw_clip", draw)
+    world = _build(tmp_path)
+    paths = sorted((tmp_path / "audio").iterdir())
+    prints = {
+        path.stem: fingerprint(decode(path.read_bytes(), path.name).waveform) for path in paths
+    }
+    train = {name: made for name, made in prints.items() if "train" in name}
+    assert not find_sounds({name: prints[name] for name in prints.keys() - train.keys()}, train)
+    _, asked = draw_clip(7, "heldout", 4, 2)
+    rows = {row["id"]: row["answer"] for row in _rows(world.heldout)}
+    for place, question in enumerate(asked):
+        assert rows[f"tiny-heldout-7-00004-{place}-{question.family}"] == question.answer
 
 
 def test_clips_have_mixed_rates_and_channels(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def _ranked(pair: Pair, sign: int) -> list[tuple[str, GroupChange]]:
         (dimension, row)
         for dimension, rows in pair.dimensions.items()
         for row in rows
-        if sign * row.gain > 0
+        if sign * row.gain > 0 and row.n < pair.n  # a group of all says what the total says
     ]
     return sorted(
         found,

@@ -6,7 +6,6 @@ one by the parser of datasets/mmar.py, whose word on it counts.
 Shapes: Q questions.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,7 +86,7 @@ class _Codes:
 def read_items(lines: Lines) -> Items:
     """Read a META file; DataError names the first row that is no question with a known answer."""
     place: dict[str, int] = {}
-    shared: dict[str, str] = {}  # one object for each different choice
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object for equal choices
     choices_Q: list[tuple[str, ...]] = []
     answers: list[int] = []
     offsets: list[int] = []
@@ -98,7 +97,7 @@ def read_items(lines: Lines) -> Items:
             raise DataError(
                 f"{lines.name} line {line.number}: duplicate id {row.key!r}: keep one line of it"
             )
-        choices_Q.append(tuple(shared.setdefault(choice, choice) for choice in row.choices))
+        choices_Q.append(shared.setdefault(row.choices, row.choices))
         answers.append(row.answer)
         offsets.append(line.offset)
         clips.add(row.audio)
@@ -171,7 +170,7 @@ def _seconds(clock: str) -> float:
 
 def _parse(line: Line, name: str) -> _Row:
     try:
-        row = json.loads(line.text.decode())
+        row = line.value()
         plain = _plain(row) if isinstance(row, dict) else None
     except (ValueError, RecursionError):
         row, plain = {}, None
@@ -185,13 +184,15 @@ def _plain(row: dict[str, Any]) -> _Row | None:
     )
     if not (isinstance(key, str) and isinstance(answer, str) and isinstance(audio, str)):
         return None
-    if not (isinstance(choices, list) and all(map(_is_text, choices))):
+    try:
+        if not (isinstance(choices, list) and _are_plain(tuple(choices))):
+            return None
+    except TypeError:  # a choice that is a list or an object
         return None
     is_odd = (
         not 0 < len(key) <= _MAX_ID
         or not audio.strip()
         or answer not in choices
-        or not _are_different(tuple(choices))
         or not _is_text(row.get("question"))
         or "text" in row
         or row.get("start_s")
@@ -205,10 +206,11 @@ def _plain(row: dict[str, Any]) -> _Row | None:
 
 
 @lru_cache(maxsize=4096)
-def _are_different(choices: tuple[str, ...]) -> bool:
-    return MIN_CHOICES <= len(choices) <= MAX_CHOICES and len(set(map(canonical, choices))) == len(
-        choices
-    )
+def _are_plain(choices: tuple[object, ...]) -> bool:
+    if not all(map(_is_text, choices)):
+        return False
+    num_different = len({canonical(str(choice)) for choice in choices})
+    return MIN_CHOICES <= num_different == len(choices) <= MAX_CHOICES
 
 
 def _is_text(value: object) -> bool:

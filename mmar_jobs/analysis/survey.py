@@ -5,7 +5,6 @@ Not here: the signs of one prediction (signs.py), what it looks like (survey_tex
 Shapes: Q questions.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -106,7 +105,7 @@ def survey(items: Items, file: Outcomes, *, matcher: Matcher) -> tuple[Survey, l
     lengths_Q = np.zeros(num, dtype=np.int64)
     scripts: Counter[str] = Counter()
     for line in file.lines:
-        row = json.loads(line.text.decode())
+        row = line.value()
         i = items.place[row["id"]]
         thinking = row.get("thinking_prediction") or ""
         lengths_Q[i] = len(thinking)
