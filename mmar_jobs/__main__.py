@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "merge": "merge an adapter into its base, shard by shard, in the original layout",
     "serve-args": "the vLLM command lines that serve a model on a node",
     "bench": "measure speed and memory, as JSON that names the machine",
+    "gate": "is a change better or worse: results of bench against a baseline",
     "tiny": "make the embedded benchmark, or train the embedded model",
 }
 

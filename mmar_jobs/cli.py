@@ -53,6 +53,7 @@ _PLAIN: Final = {
     "merge": "mmar_jobs.qlora.merge_command:merge",
     "serve-args": "mmar_jobs.engine.serving_command:serve_args_command",
     "bench": "mmar_jobs.bench.command:bench",
+    "gate": "mmar_jobs.bench.gate_command:gate",
     "tiny": "mmar_jobs.tiny.command:tiny",
 }
 

@@ -324,7 +324,7 @@ import sys
 from pathlib import Path
 import torch
 from mmar_jobs.qlora.load import load_thinker
-from tests.spent import peak_bytes
+from mmar_jobs.bench.spent import peak_bytes
 torch.set_num_threads(1)
 def load(folder):
     cpu = torch.device("cpu")

@@ -1,17 +1,25 @@
 """`mmar-jobs bench NAME`: run one benchmark, print its figures, write them as JSON lines.
 
-Not here: what is measured (train.py), what a figure carries (result.py).
+Not here: what is measured (train.py), the benches that need no GPU (cpu_command.py).
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from mmar_jobs.arguments import Parser
-from mmar_jobs.bench.result import Measurement, write_measurements
+from mmar_jobs.bench.cpu_command import CPU_BENCHES
+from mmar_jobs.bench.flags import (
+    add_flag,
+    add_result_flags,
+    count,
+    positive,
+    positive_real,
+    row_sizes,
+)
+from mmar_jobs.bench.reporting import check_writable, report
+from mmar_jobs.bench.turns_command import add_turns_flags, measure_turns
 from mmar_jobs.errors import ExitCode, SettingsError
 
 if TYPE_CHECKING:
@@ -35,55 +43,23 @@ def bench(arguments: Sequence[str]) -> int:
 
 
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:
-    def flag(name: str, text: str, **options: Any) -> None:
-        shown = options.pop("shown", "%(default)s")
-        parser.add_argument(name, help=f"{text} (default: {shown})", **options)
-
+    flag = add_flag(parser)
     flag("--shape", "model shape", choices=("30b", "tiny"), default="30b")
-    flag("--num-layers", "cut the model to this many layers", type=_positive, shown="all")
+    flag("--num-layers", "cut the model to this many layers", type=positive, shown="all")
     several = "real tokens of a packed row, or several as 2048,8192"
-    flag("--tokens", several, type=_row_sizes, default="8192")
-    flag("--example-tokens", "tokens of every packed example", type=_positive, shown="a mix")
-    flag("--rank", "LoRA rank", type=_positive, default=64)
+    flag("--tokens", several, type=row_sizes, default="8192")
+    flag("--example-tokens", "tokens of every packed example", type=positive, shown="a mix")
+    flag("--rank", "LoRA rank", type=positive, default=64)
     flag("--dropout", "dropout on the LoRA input", type=float, default=0.05)
     flag("--quantization", "of the frozen base", choices=("nf4", "none"), default="nf4")
     flag("--optimizer", "optimizer", choices=("adamw8bit", "adamw"), default="adamw8bit")
-    flag("--memory-gb", "device memory for a step, 10^9 bytes", type=_positive_real, default=80.0)
-    flag("--steps", "steps that are timed", type=_positive, default=5)
-    flag("--warmup", "steps before those", type=_count, default=2)
-    flag("--seed", "of weights, rows and dropout", type=_count, default=0)
+    flag("--memory-gb", "device memory for a step, 10^9 bytes", type=positive_real, default=80.0)
+    flag("--steps", "steps that are timed", type=positive, default=5)
+    flag("--warmup", "steps before those", type=count, default=2)
+    flag("--seed", "of weights, rows and dropout", type=count, default=0)
     flag("--device", "cuda, cuda:1, cpu", default="cuda")
     flag("--compare", "time the stock path too, same rows", choices=("peft",), shown="no")
-    flag("--commit", "commit to record", shown="what git says")
-    flag("--json", "write JSON lines to this file, - for standard output", type=Path, shown="no")
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _count(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _whole(text: str, smallest: int) -> int:
-    if not text.strip().isdecimal() or int(text) < smallest:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {smallest}")
-    return int(text)
-
-
-def _positive_real(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
-    return number
-
-
-def _row_sizes(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+    add_result_flags(parser)
 
 
 def _train(chosen: argparse.Namespace) -> int:
@@ -108,9 +84,9 @@ def _train(chosen: argparse.Namespace) -> int:
         compare=chosen.compare,
     )
     device = _device(chosen.device)
-    _check_writable(chosen.json)
-    environment = read_environment(device, commit=chosen.commit)
-    return _report(run_train_bench(settings, device, environment), chosen.json)
+    check_writable(chosen.json)
+    environment = read_environment(device, commit=chosen.commit, image=chosen.image)
+    return report(run_train_bench(settings, device, environment), chosen.json)
 
 
 def _device(name: str) -> "torch.device":
@@ -127,39 +103,8 @@ def _device(name: str) -> "torch.device":
     return device
 
 
-def _check_writable(json_file: Path | None) -> None:
-    """Fail before minutes of measuring, not after."""
-    if json_file is not None and str(json_file) != "-":
-        if json_file.is_dir():
-            raise SettingsError(f"--json {json_file} is a folder: name a file")
-        probe = json_file.with_name(f".{json_file.name}.part")
-        probe.touch()
-        probe.unlink()
-
-
-def _report(measurements: Iterable[Measurement], json_file: Path | None) -> int:
-    """Print figures as they come; the file is complete after each of them."""
-    done: list[Measurement] = []
-    to_stdout = json_file is not None and str(json_file) == "-"
-    for measurement in measurements:
-        if not to_stdout and (not done or done[-1].case != measurement.case):
-            sys.stdout.write(f"{measurement.render_heading()}\n")
-        done.append(measurement)
-        line = measurement.render_json() if to_stdout else measurement.render_text()
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-        if json_file is not None and not to_stdout:
-            write_measurements(json_file, done)
-    return ExitCode.DONE
-
-
-_BENCHES: Final[
-    dict[
-        str,
-        tuple[
-            str,
-            Callable[[argparse.ArgumentParser], None],
-            Callable[[argparse.Namespace], int],
-        ],
-    ]
-] = {"train": ("the trainer's step on a real shape with random weights", _add_train_flags, _train)}
+_BENCHES: Final = {
+    "train": ("the trainer's step on a real shape with random weights", _add_train_flags, _train),
+    **CPU_BENCHES,
+    "turns": ("a bench here and in another checkout, in turns", add_turns_flags, measure_turns),
+}

@@ -6,6 +6,7 @@ Not here: what of it makes two figures comparable (result.py).
 import platform
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -21,8 +22,10 @@ _UNKNOWN: Final = "unknown"
 _SOURCE: Final = Path(__file__).resolve()
 
 
-def read_environment(device: torch.device, *, commit: str | None) -> Environment:
-    """Describe this machine; `commit` overrides what git says about the source tree."""
+def read_environment(
+    device: torch.device, *, commit: str | None, image: str | None = None
+) -> Environment:
+    """Describe this machine, now; `commit` overrides what git says about the source tree."""
     return Environment(
         device=_device_name(device),
         driver=_driver(device),
@@ -32,6 +35,8 @@ def read_environment(device: torch.device, *, commit: str | None) -> Environment
             **{name: found for name in sorted(_PACKAGES) if (found := _version(name))},
         },
         commit=commit or _commit(),
+        image=image or "",
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

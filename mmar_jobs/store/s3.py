@@ -6,6 +6,7 @@ botocore's own standard mode; AWS_MAX_ATTEMPTS changes their number.
 
 import hashlib
 import io
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -57,6 +58,13 @@ class S3Store:
         with s3_errors.explained("open", address.uri, endpoint_url or ""):
             self._client = _client(endpoint_url)
         self._leases: list[S3Lease] = []
+        self._num_sent, self._counting = 0, threading.Lock()
+        self._client.meta.events.register("before-send.s3", self._count)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests sent so far, repeated ones too; S3 bills each."""
+        return self._num_sent
 
     @property
     def uri(self) -> str:
@@ -167,6 +175,10 @@ class S3Store:
         finally:
             self._leases = [held for held in self._leases if held is not lease]
             lease.release()
+
+    def _count(self, **_: Any) -> None:
+        with self._counting:  # transfers send from several threads
+            self._num_sent += 1
 
     @property
     def _endpoint(self) -> str:

@@ -40,7 +40,7 @@ def write_many(folder: Path, num: int) -> list[str]:
 MEASURED = """
 import sys
 from mmar_jobs.cli import run_command
-from tests.spent import cpu_s, peak_bytes
+from mmar_jobs.bench.spent import cpu_s, peak_bytes
 code = run_command(sys.argv[1], sys.argv[2:])
 print(cpu_s(), peak_bytes(), file=sys.stderr)
 sys.exit(code)

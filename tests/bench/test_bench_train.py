@@ -17,7 +17,7 @@ from mmar_jobs.errors import ExitCode
 from tests.fakes import Fails
 
 CPU = torch.device("cpu")
-ANYWHERE = Environment("somewhere", "none", "3", {}, "unknown")
+ANYWHERE = Environment("somewhere", "none", "3", {}, "unknown", "", "")
 PARTS = ("forward_seconds", "backward_seconds", "optimizer_seconds")
 FIGURES = ("tokens_per_s", "step_seconds", "loss", "predicted_peak_memory_gib", *PARTS)
 TINY = ("--shape", "tiny", "--device", "cpu", "--rank", "4", "--optimizer", "adamw")

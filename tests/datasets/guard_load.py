@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mmar_jobs.bench.spent import peak_bytes
 from mmar_jobs.datasets.fingerprint import NUM_FEATURES, Print, fingerprint
 from mmar_jobs.datasets.guard import Ear, find_hits
 from mmar_jobs.datasets.near import is_printable
 from mmar_jobs.records import Question
 from tests.datasets.print_cases import cut_out, damaged, joined
 from tests.datasets.sound_cases import melody, print_file, sentence, speak
-from tests.spent import peak_bytes
 
 NUM_BENCHMARK = 1_000
 NUM_COPIES = 100

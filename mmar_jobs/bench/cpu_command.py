@@ -1,0 +1,132 @@
+"""The benches that need no GPU: their flags, and running them.
+
+Not here: what is measured (pipeline.py, filter.py, store.py, accuracy.py, cold_start.py).
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from mmar_jobs.bench.flags import add_flag, add_result_flags, count, positive
+from mmar_jobs.bench.reporting import check_writable, report
+
+if TYPE_CHECKING:
+    from mmar_jobs.bench.result import Environment, Measurement
+
+Add = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int]
+Measure = Callable[[argparse.Namespace, "Environment"], "Iterable[Measurement]"]
+
+
+def _running(measure: Measure) -> Run:
+    """A command out of a function from flags and environment to figures."""
+
+    def run(chosen: argparse.Namespace) -> int:
+        # torch takes seconds that --help must not pay.
+        import torch  # noqa: PLC0415
+
+        from mmar_jobs.bench.environment import read_environment  # noqa: PLC0415
+
+        check_writable(chosen.json)
+        cpu = torch.device("cpu")
+        environment = read_environment(cpu, commit=chosen.commit, image=chosen.image)
+        return report(measure(chosen, environment), chosen.json)
+
+    return run
+
+
+def _add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
+    flag = add_flag(parser)
+    flag("--train", "train questions, all asked in each turn", type=positive, default=200)
+    flag("--heldout", "held-out questions", type=positive, default=60)
+    flag("--benchmark", "benchmark questions", type=positive, default=20)
+    flag("--iterations", "turns of the loop", type=positive, default=1)
+    flag("--repeats", "whole runs that are timed", type=positive, default=3)
+    flag("--seed", "of the synthetic world", type=count, default=0)
+    add_result_flags(parser)
+
+
+def _pipeline(chosen: argparse.Namespace, environment: "Environment") -> "Iterable[Measurement]":
+    from mmar_jobs.bench.pipeline import PipelineBench, run_pipeline_bench  # noqa: PLC0415
+
+    bench = PipelineBench(
+        num_train=chosen.train,
+        num_heldout=chosen.heldout,
+        num_benchmark=chosen.benchmark,
+        iterations=chosen.iterations,
+        repeats=chosen.repeats,
+        seed=chosen.seed,
+    )
+    return run_pipeline_bench(bench, environment)
+
+
+def _add_filter_flags(parser: argparse.ArgumentParser) -> None:
+    flag = add_flag(parser)
+    flag("--candidates", "candidates, 16 a question", type=positive, default=50_000)
+    flag("--repeats", "runs that are timed", type=positive, default=6)
+    add_result_flags(parser)
+
+
+def _filter(chosen: argparse.Namespace, environment: "Environment") -> "Iterable[Measurement]":
+    from mmar_jobs.bench.filter import FilterBench, run_filter_bench  # noqa: PLC0415
+
+    return run_filter_bench(FilterBench(chosen.candidates, chosen.repeats), environment)
+
+
+def _add_store_flags(parser: argparse.ArgumentParser) -> None:
+    flag = add_flag(parser)
+    flag("--store", "folder or s3://bucket/prefix", default="", shown="a folder, deleted again")
+    flag("--endpoint-url", "S3 endpoint, for servers other than AWS", shown="AWS")
+    flag("--object-mb", "size of an object, 10^6 bytes", type=positive, default=64)
+    flag("--objects", "objects of a round", type=positive, default=4)
+    flag("--repeats", "rounds", type=positive, default=6)
+    add_result_flags(parser)
+
+
+def _store(chosen: argparse.Namespace, environment: "Environment") -> "Iterable[Measurement]":
+    from mmar_jobs.bench.store import StoreBench, run_store_bench  # noqa: PLC0415
+
+    bench = StoreBench(
+        uri=chosen.store,
+        endpoint_url=chosen.endpoint_url,
+        object_mb=chosen.object_mb,
+        num_objects=chosen.objects,
+        repeats=chosen.repeats,
+    )
+    return run_store_bench(bench, environment)
+
+
+def _add_accuracy_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("predictions", help="submission zip or JSONL rows, path or URI")
+    parser.add_argument("--meta", required=True, help="the questions, path or URI (required)")
+    add_result_flags(parser)
+
+
+def _accuracy(chosen: argparse.Namespace, environment: "Environment") -> "Iterable[Measurement]":
+    from mmar_jobs.bench.accuracy import measure_accuracy  # noqa: PLC0415
+    from mmar_jobs.prediction_file import read_rows  # noqa: PLC0415
+    from mmar_jobs.question_file import read_question_file  # noqa: PLC0415
+
+    rows = read_rows(chosen.predictions)
+    answers = {key: row.get("answer_prediction") for key, row in rows.items()}
+    return measure_accuracy(answers, read_question_file(chosen.meta), environment)
+
+
+def _add_cold_start_flags(parser: argparse.ArgumentParser) -> None:
+    add_flag(parser)("--repeats", "starts that are timed", type=positive, default=10)
+    add_result_flags(parser)
+
+
+def _cold_start(chosen: argparse.Namespace, environment: "Environment") -> "Iterable[Measurement]":
+    from mmar_jobs.bench.cold_start import run_cold_start_bench  # noqa: PLC0415
+
+    return run_cold_start_bench(chosen.repeats, environment)
+
+
+CPU_BENCHES: Final[Mapping[str, tuple[str, Add, Run]]] = {
+    "pipeline": ("a whole run with the tiny model", _add_pipeline_flags, _running(_pipeline)),
+    "filter": ("candidates a second of the filter", _add_filter_flags, _running(_filter)),
+    "store": ("bytes and requests of a store", _add_store_flags, _running(_store)),
+    "accuracy": ("predictions, item by item", _add_accuracy_flags, _running(_accuracy)),
+    "cold-start": ("what every command pays", _add_cold_start_flags, _running(_cold_start)),
+}

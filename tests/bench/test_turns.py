@@ -1,0 +1,77 @@
+"""Tests of measuring two programs in turns."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmar_jobs.bench.result import Measurement, parse_measurements
+from mmar_jobs.bench.turns import Side, measure_in_turns
+from mmar_jobs.cli import run_command
+from mmar_jobs.errors import DataError, SettingsError
+from mmar_jobs.lines import open_lines
+from tests.bench.figures import accuracy, speed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_sides_alternate_and_keep_one_value_a_turn() -> None:
+    """New, baseline, baseline, new: and each turn's repeats become their median."""
+    calls: list[str] = []
+
+    def measured(side: str) -> list[Measurement]:
+        calls.append(side)
+        return [speed([len(calls), 100.0, len(calls)], turns=""), accuracy([True, False])]
+
+    new, baseline = measure_in_turns(
+        lambda: measured("n"), lambda: measured("b"), num_turns=3, label="x"
+    )
+    assert "nbbnnb" == "".join(calls)
+    assert (1.0, 4.0, 5.0) == new[0].values
+    assert (2.0, 3.0, 6.0) == baseline[0].values
+    assert "x" == new[0].detail["turns"] == baseline[0].detail["turns"]
+    assert accuracy([True, False]) == new[1]
+
+
+def test_figures_that_change_between_turns_are_refused() -> None:
+    """Values of two figures must not become one."""
+    names = iter("abcdef")
+
+    def measured() -> list[Measurement]:
+        return [speed([1.0], name=next(names))]
+
+    with pytest.raises(DataError, match="not the same figure in every turn"):
+        measure_in_turns(measured, measured, num_turns=2, label="x")
+
+
+def test_a_place_that_is_no_program_is_refused(tmp_path: Path) -> None:
+    """Neither an interpreter nor a checkout."""
+    with pytest.raises(SettingsError, match="neither a Python interpreter nor a checkout"):
+        Side.at(tmp_path)
+
+
+def test_a_bench_that_fails_says_why(tmp_path: Path) -> None:
+    """The last line of what it said."""
+    with pytest.raises(DataError, match=r"ended with 2: .*no-such-bench"):
+        Side(sys.executable, ROOT).measure(["no-such-bench"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_change_is_judged_against_a_checkout_of_itself(tmp_path: Path) -> None:
+    """The whole way: a clone as baseline, six turns of the filter's bench, then the gate."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    command = ["turns", "--baseline", str(clone), "--output", str(tmp_path), "--turns", "6"]
+    bench = ["--", "filter", "--candidates", "1600", "--repeats", "1"]
+    assert 0 == run_command("bench", [*command, *bench])
+    new, baseline = (
+        parse_measurements(open_lines(str(tmp_path / name)), name)
+        for name in ("new.jsonl", "baseline.jsonl")
+    )
+    assert [one.key for one in new] == [one.key for one in baseline]
+    assert all(len(one.values) == 6 for one in (*new, *baseline))
+    files = [str(tmp_path / "new.jsonl"), "--baseline", str(tmp_path / "baseline.jsonl")]
+    # The same program: worse only where the machine was at least half as slow in one side's turns.
+    assert 0 == run_command("gate", [*files, "--min-change", "0.5"])
