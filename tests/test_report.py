@@ -302,6 +302,7 @@ def test_run_without_promotion_says_no(tmp_path: Path) -> None:
     assert "None of 2 children was promoted" in words
     assert "iteration 2 (refused)" in words
     assert "refused, run stopped" in words
+    assert "not yet" not in words, "the base's answers are no iteration of their own"
 
 
 def test_headline_has_words_for_every_outcome(compared: tuple[Run, Comparison]) -> None:

@@ -14,7 +14,7 @@ _CLI: Final = (sys.executable, "-m", "mmar_jobs")
 _MEASURED: Final[Mapping[str, Sequence[str]]] = {
     "help_s": (*_CLI, "--help"),
     "stage_help_s": (*_CLI, "train", "--help"),
-    "torch_s": (sys.executable, "-c", "import mmar_jobs.qlora.train"),
+    "torch_s": (sys.executable, "-c", "import mmar_jobs.qlora.trainer"),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mmar_jobs.artifact import MANIFEST, require_artifact
+from mmar_jobs.artifact import MANIFEST, find_artifact
 from mmar_jobs.bench.child import Spent, run_measured
 from mmar_jobs.bench.result import Environment, Measurement, Scalar
 from mmar_jobs.layout import run_key
@@ -83,9 +83,10 @@ def _arguments(bench: PipelineBench, world: TinyWorld, store: Path) -> list[str]
 def _model_s(folder: Path) -> float:
     """Seconds of the stages that run the model, as their artifacts recorded them."""
     store = open_store(str(folder))
-    made = (
-        require_artifact(store, key.removesuffix(f"/{MANIFEST}"), stage="run").manifest
-        for key in store.list(f"{run_key(_RUN_ID)}/")
-        if key.endswith(f"/{MANIFEST}")
+    keys = [key for key in store.list(f"{run_key(_RUN_ID)}/") if key.endswith(f"/{MANIFEST}")]
+    found = [find_artifact(store, key.removesuffix(f"/{MANIFEST}")) for key in keys]
+    return sum(
+        one.manifest.cost.get("seconds", 0.0)
+        for one in found
+        if one is not None and one.manifest.stage in _MODEL_STAGES
     )
-    return sum(one.cost.get("seconds", 0.0) for one in made if one.stage in _MODEL_STAGES)

@@ -36,7 +36,8 @@ from mmar_jobs.records import Candidate, Finish, Prediction, Question
 from mmar_jobs.store import Store
 from mmar_jobs.verdict import Verdict
 
-_ITERATION: Final = re.compile(r"iter-(\d+)/")
+# Predictions and submission lie in folders of this name too, iter-0 for the base.
+_ITERATION: Final = re.compile(r"runs/[^/]+/iter-(\d+)/")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def read_run(store: Store, run_id: str) -> Run:
     """Read a run; DataError where it has no finished artifact, GateError where one is damaged."""
     keys = store.list(f"{run_key(run_id)}/")
     questions = find_artifact(store, questions_key(run_id))
-    numbers = sorted({int(found[1]) for key in keys if (found := _ITERATION.search(key))})
+    numbers = sorted({int(found[1]) for key in keys if (found := _ITERATION.match(key))})
     iterations = [_read_iteration(store, run_id, number) for number in numbers]
     best = best_iteration(store, run_id)
     predictions = find_artifact(store, predictions_key(run_id, best))
