@@ -8,12 +8,14 @@ import pytest
 from report_questions import Plan
 from report_run import RUN_ID, build_run
 
+from mmar_jobs.bench.result import write_measurements
 from mmar_jobs.cli import run_command
 from mmar_jobs.report import write_report
 from mmar_jobs.store import open_store
 from mmar_jobs.tiny import tiny_model_folder
 from mmar_jobs.tiny.build import TinyWorld
 from tests.analysis.cases import rows_of, write_page, write_pair
+from tests.bench.test_history import past, steps
 from tests.browser import CHROMIUM, Browser, open_browser
 from tests.prediction_files import answers, meta_row, write_rows
 
@@ -21,7 +23,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the path"),
 ]
-NAMES = ("report", "compare", "compare-three", "analyze", "inspect", "doctor")
+NAMES = ("report", "compare", "compare-three", "analyze", "inspect", "doctor", "history")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory, world: TinyWorld) -> dict[st
     assert 0 == run_command("inspect", [question_id, *seen])
     examined = ["doctor", str(world.heldout), "--cache", "none", "--html", str(pages["doctor"])]
     assert 0 == run_command("data", examined)
+    (folder / "bench").mkdir()
+    levels = steps(100, 80, noise=0.01, seed=0, num=5)
+    for number, figure in enumerate(past(levels)):
+        write_measurements(folder / "bench" / f"{number}.jsonl", [figure])
+    results = ["history", str(folder / "bench"), "--html", str(pages["history"])]
+    assert 0 == run_command("bench", results)
     return pages
 
 

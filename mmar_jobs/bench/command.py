@@ -18,6 +18,7 @@ from mmar_jobs.bench.flags import (
     positive_real,
     row_sizes,
 )
+from mmar_jobs.bench.history_command import add_history_flags, show_history
 from mmar_jobs.bench.reporting import check_writable, report
 from mmar_jobs.bench.turns_command import add_turns_flags, measure_turns
 from mmar_jobs.errors import ExitCode, SettingsError
@@ -107,4 +108,9 @@ _BENCHES: Final = {
     "train": ("the trainer's step on a real shape with random weights", _add_train_flags, _train),
     **CPU_BENCHES,
     "turns": ("a bench here and in another checkout, in turns", add_turns_flags, measure_turns),
+    "history": (
+        "stored results as a page: which commit changed what",
+        add_history_flags,
+        show_history,
+    ),
 }
