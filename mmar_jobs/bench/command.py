@@ -1,6 +1,6 @@
 """`mmar-jobs bench NAME`: run one benchmark, print its figures, write them as JSON lines.
 
-Not here: what is measured (train.py), what a figure carries (result.py).
+Not here: what is measured (train.py, generate.py), what a figure carries (result.py).
 """
 
 import argparse
@@ -54,8 +54,30 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--seed", "of weights, rows and dropout", type=_count, default=0)
     flag("--device", "cuda, cuda:1, cpu", default="cuda")
     flag("--compare", "time the stock path too, same rows", choices=("peft",), shown="no")
-    flag("--commit", "commit to record", shown="what git says")
-    flag("--json", "write JSON lines to this file, - for standard output", type=Path, shown="no")
+    _add_report_flags(parser)
+
+
+def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
+    def flag(name: str, text: str, **options: Any) -> None:
+        parser.add_argument(name, help=f"{text} (default: %(default)s)", **options)
+
+    parser.add_argument("--servers", required=True, help="vLLM servers, URL,URL")
+    parser.add_argument("--model", required=True, help="folder of the model that they serve")
+    flag("--questions", "questions, two about each clip", type=_positive, default=64)
+    flag("--draws", "draws of each question", type=_positive, default=16)
+    flag("--max-tokens", "longest completion", type=_positive, default=512)
+    flag("--clip-s", "length of a clip, seconds", type=_positive_real, default=10.0)
+    flag("--temperature", "of the draws", type=_positive_real, default=0.9)
+    flag("--dtype", "of the servers", choices=("float32", "bfloat16"), default="bfloat16")
+    flag("--media-dir", "folder for clips that the servers read too", default="")
+    flag("--seed", "of clips and draws", type=_count, default=0)
+    _add_report_flags(parser)
+
+
+def _add_report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--commit", help="commit to record (default: what git says)")
+    json_help = "write JSON lines to this file, - for standard output (default: no)"
+    parser.add_argument("--json", help=json_help, type=Path)
 
 
 def _positive(text: str) -> int:
@@ -113,6 +135,29 @@ def _train(chosen: argparse.Namespace) -> int:
     return _report(run_train_bench(settings, device, environment), chosen.json)
 
 
+def _generate(chosen: argparse.Namespace) -> int:
+    import torch  # noqa: PLC0415 - seconds that --help must not pay
+
+    from mmar_jobs.bench.environment import read_environment  # noqa: PLC0415
+    from mmar_jobs.bench.generate import GenerateBench, run_generate_bench  # noqa: PLC0415
+
+    bench = GenerateBench(
+        servers=chosen.servers,
+        model=chosen.model,
+        num_questions=chosen.questions,
+        num_draws=chosen.draws,
+        max_tokens=chosen.max_tokens,
+        clip_s=chosen.clip_s,
+        temperature=chosen.temperature,
+        dtype=chosen.dtype,
+        seed=chosen.seed,
+        media_dir=chosen.media_dir,
+    )
+    _check_writable(chosen.json)
+    environment = read_environment(torch.device("cpu"), commit=chosen.commit)
+    return _report(run_generate_bench(bench, environment), chosen.json)
+
+
 def _device(name: str) -> "torch.device":
     import torch  # noqa: PLC0415 - seconds that --help must not pay
 
@@ -162,4 +207,7 @@ _BENCHES: Final[
             Callable[[argparse.Namespace], int],
         ],
     ]
-] = {"train": ("the trainer's step on a real shape with random weights", _add_train_flags, _train)}
+] = {
+    "train": ("the trainer's step on a real shape with random weights", _add_train_flags, _train),
+    "generate": ("client and servers on synthetic clips", _add_generate_flags, _generate),
+}

@@ -17,7 +17,8 @@ from transformers import DynamicCache
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import canary_clip
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor, render_prompt
+from mmar_jobs.chat import render_prompt
+from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.engine import (
     CANARY_PROMPT,
     CANARY_SAMPLING,

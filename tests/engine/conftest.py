@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mmar_jobs.encode import load_processor
+from mmar_jobs.chat import load_tokenizer
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.engine.server import ServerEngine, Site
 from mmar_jobs.identity import CANARY_TOLERANCE_NATS
@@ -29,9 +29,9 @@ def other(other_model_folder: Path) -> LocalEngine:
 
 
 @pytest.fixture(scope="module")
-def processor(model_folder: Path) -> Any:
+def tokenizer(model_folder: Path) -> Any:
     """The model's tokenizer and template."""
-    return load_processor(model_folder)
+    return load_tokenizer(model_folder)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def vllm(local: LocalEngine) -> Iterator[LoopbackVllm]:
 
 
 @pytest.fixture
-def connect(local: LocalEngine, processor: Any) -> Connect:
+def connect(local: LocalEngine, tokenizer: Any) -> Connect:
     """An engine over servers, which has little patience."""
 
     def open_engine(*urls: str, **options: Any) -> ServerEngine:
@@ -50,7 +50,7 @@ def connect(local: LocalEngine, processor: Any) -> Connect:
         patience = options.get("patience", QUICK)
         return ServerEngine(
             local.identity,
-            processor,
+            tokenizer,
             replace(site, patience=patience),
             tolerance_nats=CANARY_TOLERANCE_NATS,
         )

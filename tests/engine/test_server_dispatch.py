@@ -15,7 +15,8 @@ from mmar_jobs.engine.link import Link
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.errors import DataError, TryAgain
 from tests.engine.cases import GREEDY, QUICK, Connect, ask, requests
-from tests.engine.loopback import Fault, LoopbackVllm, serve, wait_until
+from tests.engine.faults import Fault
+from tests.engine.loopback import LoopbackVllm, serve, wait_until
 
 
 def test_it_streams(vllm: LoopbackVllm, connect: Connect, local: LocalEngine) -> None:

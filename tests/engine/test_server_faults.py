@@ -9,7 +9,8 @@ import pytest
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.errors import DataError, GateError, MmarError, SettingsError, TryAgain
 from tests.engine.cases import GREEDY, QUICK, Connect, ask, requests
-from tests.engine.loopback import Fault, LoopbackVllm
+from tests.engine.faults import Fault
+from tests.engine.loopback import LoopbackVllm
 
 
 def test_a_restart_costs_nothing_but_time(
