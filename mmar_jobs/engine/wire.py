@@ -4,7 +4,7 @@ Pure: no connection, no clock. Not here: sending it (link.py), whom to send it t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -17,7 +17,8 @@ from mmar_jobs.errors import GateError
 from mmar_jobs.prompt import Prompt
 from mmar_jobs.records import Finish
 
-_FINISH: Final = {"stop": Finish.STOP, "length": Finish.LENGTH}
+# What repeats itself was cut, as what grew too long: neither is an answer.
+_FINISH: Final = {"stop": Finish.STOP, "length": Finish.LENGTH, "repetition": Finish.LENGTH}
 
 
 class _Token(Struct, gc=False):
@@ -82,6 +83,7 @@ def request_body(model: str, request: Request, sampling: Sampling, sound: Sound)
     "extra_body". Each is sent even at its default, or the server would take the one of the model's
     generation_config.json. The seeds of the draws are consecutive, from that of the first.
     """
+    detection = sampling.repetition_detection
     return {
         "model": model,
         "messages": _messages(request.prompt, sound),
@@ -95,6 +97,8 @@ def request_body(model: str, request: Request, sampling: Sampling, sound: Sound)
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "max_completion_tokens": sampling.max_tokens,
+        "thinking_token_budget": sampling.thinking_token_budget,
+        "repetition_detection": None if detection is None else asdict(detection),
         "logprobs": True,
         "return_token_ids": True,
         "skip_special_tokens": False,
@@ -166,7 +170,7 @@ def _completion(
     if finish is None:
         raise GateError(
             f"question {request.question_id}: a draw ended with {choice.finish_reason!r}, which is "
-            "neither stop nor length: start the server without options that end answers"
+            "none of stop, length and repetition: start the server without options that end answers"
         )
     ids = choice.token_ids
     ended = finish is Finish.STOP and ids[-1] in vocabulary.stop_ids

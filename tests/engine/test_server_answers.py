@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mmar_jobs.audio import decode, num_audio_tokens
+from mmar_jobs.engine import RepetitionDetection
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.errors import GateError, SettingsError
 from mmar_jobs.records import Finish
@@ -61,6 +62,7 @@ def test_every_option_is_a_top_level_field(vllm: LoopbackVllm, connect: Connect)
         "return_token_ids": True,
     }
     assert expected == {name: body[name] for name in expected}
+    assert body["thinking_token_budget"] is body["repetition_detection"] is None
     assert 0 <= body["seed"] < 2**62
     assert "extra_body" not in body
 
@@ -99,6 +101,30 @@ def test_truncated_sound_is_told(
     monkeypatch.setattr(vllm, "complete", deaf)
     [[completion]] = ask(connect(vllm.url), requests()[:1], GREEDY)
     assert 12 == completion.audio_tokens
+
+
+def test_what_stops_loops_is_sent_and_told(
+    vllm: LoopbackVllm, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both options travel as vLLM names them; what it cut for repeating itself is no answer."""
+    complete = vllm.complete
+
+    def cut(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, told = complete(body)
+        told["choices"][0]["finish_reason"] = "repetition"
+        return status, told
+
+    monkeypatch.setattr(vllm, "complete", cut)
+    stopping = replace(
+        GREEDY, thinking_token_budget=40, repetition_detection=RepetitionDetection(9, 2, 4)
+    )
+    [[completion]] = ask(connect(vllm.url), requests()[:1], stopping)
+    assert Finish.LENGTH is completion.finish
+    [body] = vllm.bodies
+    assert 40 == body["thinking_token_budget"]
+    assert {"max_pattern_size": 9, "min_pattern_size": 2, "min_count": 4} == body[
+        "repetition_detection"
+    ]
 
 
 def test_another_prompt_is_caught(

@@ -3,16 +3,18 @@
 Needs the environment that `make test-serve` installs.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mmar_jobs.engine import Sampling
+from mmar_jobs.engine import RepetitionDetection, Sampling
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.engine.probe import check_sampling
 from mmar_jobs.engine.server import ServerEngine, open_server_engine
 from mmar_jobs.identity import check_canary
 from mmar_jobs.recipes import EngineSettings
+from mmar_jobs.records import Finish
 from mmar_jobs.tiny import tiny_model_folder
 from tests.serve.cases import DRAWN, GREEDY, ask, requests
 from tests.serve.vllm import Vllm
@@ -64,4 +66,17 @@ def test_siblings_differ_and_options_are_honoured(vllm: Vllm) -> None:
     for completions in ask(engine, requests(16), DRAWN):
         assert 16 == len(completions)
         assert len({one.text for one in completions}) > 1
-    check_sampling(engine, Sampling(0.9, 0.95, 5, 1.2, 64, 0))
+    check_sampling(engine, Sampling(0.9, 0.95, 5, 1.2, 64, 0, thinking_token_budget=32))
+
+
+def test_what_repeats_itself_is_cut(vllm: Vllm) -> None:
+    """Where a penalty rewards repetition the model goes in circles, until the server ends it."""
+    circling = replace(GREEDY, temperature=0, repetition_penalty=0.5)
+    detecting = replace(circling, repetition_detection=RepetitionDetection(8, 1, 3))
+    engine = engine_of(vllm)
+    for [free], [cut] in zip(
+        ask(engine, requests(), circling), ask(engine, requests(), detecting), strict=True
+    ):
+        assert free.text.startswith(cut.text)
+        assert Finish.LENGTH is cut.finish
+        assert cut.num_tokens < free.num_tokens == GREEDY.max_tokens

@@ -60,6 +60,7 @@ class Vllm:
             self.name,
             dtype="float32",
             media_dir=str(self.media_dir),
+            thinking_budget=True,
         )
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
