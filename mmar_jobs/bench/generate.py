@@ -14,12 +14,14 @@ from typing import Final, Literal
 
 import numpy as np
 import structlog
+from pydantic import ValidationError
 
 from mmar_jobs.artifact import Draft, begin
 from mmar_jobs.audio import SAMPLE_RATE_HZ, Clip, ClipReader, encode_wav
 from mmar_jobs.bench.result import Direction, Environment, Measurement
 from mmar_jobs.engine import Sampling
 from mmar_jobs.engine.open import open_engine
+from mmar_jobs.errors import SettingsError
 from mmar_jobs.manifest import sha256
 from mmar_jobs.progress import no_bar
 from mmar_jobs.recipes import EngineSettings
@@ -61,12 +63,12 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
     Raises what generate raises: GateError for a server of another model, TryAgain for one that is
     gone.
     """
+    chosen = _servers(bench)
     with TemporaryDirectory(prefix="mmar-bench-") as folder:
         store = open_store(folder)
         questions = _write_questions(Path(folder) / "clips", bench)
         draft = begin(store, _KEY, stage="bench", recipe=asdict(bench), inputs={})
         assert isinstance(draft, Draft), "the store is new"
-        chosen = EngineSettings(servers=bench.servers, media_dir=bench.media_dir, dtype=bench.dtype)
         engine = open_engine(Path(bench.model), None, chosen)
         engine.canary()  # servers that are still starting are waited for outside of the measurement
         edges = Edges(store, open_engine, no_bar, structlog.get_logger())
@@ -88,6 +90,16 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
     yield one("seconds", "s", "lower", seconds)
     yield one("client_cpu_s_per_1000_candidates", "s", "lower", per_thousand, cpu_s=cpu_s)
     yield one("client_peak_memory_gib", "GiB", "lower", peak_bytes / _GIB)
+
+
+def _servers(bench: GenerateBench) -> EngineSettings:
+    try:
+        chosen = EngineSettings(servers=bench.servers, media_dir=bench.media_dir, dtype=bench.dtype)
+    except ValidationError as error:
+        raise SettingsError(f"--servers {bench.servers}: {error.errors()[0]['msg']}") from None
+    if not chosen.server_urls:
+        raise SettingsError("--servers is empty: give addresses like http://host:8000")
+    return chosen
 
 
 def _asking(bench: GenerateBench) -> Asking:

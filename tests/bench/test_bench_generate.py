@@ -60,6 +60,12 @@ def test_a_server_of_another_model_is_not_measured(
     assert "nothing was asked" in fails(ExitCode.DATA, "bench", *wrong)
 
 
+@pytest.mark.parametrize("servers", ["", "localhost:8000"])
+def test_addresses_are_checked(servers: str, fails: Fails) -> None:
+    """What is no address is a setting, and nothing is measured in its stead."""
+    assert "give addresses like" in fails(ExitCode.SETTINGS, "bench", *bench(servers))
+
+
 @pytest.mark.slow
 def test_the_client_is_cheap(canned: str) -> None:
     """Less than 2 s of CPU for 1,000 candidates of 1,000 tokens, and less than 1 GB."""
