@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Qwen3OmniMoeProcessor
 
 from mmar_jobs.audio import SAMPLE_RATE_HZ, Clip, check_audio_tokens
+from mmar_jobs.chat import render_prompt
 from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.prompt import Prompt
 
@@ -34,14 +35,6 @@ def load_processor(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{folder} holds no Qwen3-Omni processor: {reason}") from error
-
-
-def render_prompt(processor: Any, prompt: Prompt) -> str:
-    """The prompt's text by the model's own chat template, up to the assistant's turn."""
-    text: str = processor.apply_chat_template(
-        prompt.messages(), add_generation_prompt=True, tokenize=False
-    )
-    return text
 
 
 def encode_prompt(processor: Any, prompt: Prompt, clip: Clip, *, question_id: str) -> EncodedPrompt:

@@ -5,10 +5,10 @@ Not here: where values come from (settings.py), and what they do.
 """
 
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.identity import BFLOAT16_TOLERANCE_NATS, CANARY_TOLERANCE_NATS
@@ -76,6 +76,20 @@ class DataRecipe(Group):
     seed: Annotated[int, knob("seed of the split by audio")] = 0
 
 
+class RepetitionDetectionRecipe(Group):
+    """Servers end a completion in which a pattern repeats; max_pattern_size 0 turns it off."""
+
+    max_pattern_size: Annotated[CountOrZero, knob("longest pattern, tokens; 0 turns it off")] = 0
+    min_pattern_size: Annotated[Count, knob("shortest pattern, tokens")] = 1
+    min_count: Annotated[int, Field(ge=2, description="times in a row that end it")] = 8
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if 0 < self.max_pattern_size < self.min_pattern_size:
+            raise ValueError("max_pattern_size is below min_pattern_size: no pattern is between")
+        return self
+
+
 class SamplingRecipe(Group):
     """Generate: how candidates are drawn (recipe)."""
 
@@ -90,6 +104,11 @@ class SamplingRecipe(Group):
         float, Field(gt=0, description="penalty on tokens seen before; 1 is none")
     ] = 1.0
     max_tokens: Annotated[Count, knob("longest completion, tokens")] = 6000
+    thinking_token_budget: Annotated[
+        CountOrZero,
+        knob("servers force the end of the thinking after so many tokens; 0 sets no limit"),
+    ] = 0
+    repetition_detection: RepetitionDetectionRecipe = RepetitionDetectionRecipe()
     questions_per_iteration: Annotated[
         CountOrZero,
         knob("fresh questions each iteration takes from the training split; 0 takes all each time"),

@@ -15,10 +15,10 @@ from transformers import GenerationConfig
 from mmar_jobs.audio import canary_clip, decode
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.encode import load_processor
-from mmar_jobs.engine import Completion, Request, Sampling
+from mmar_jobs.engine import Completion, RepetitionDetection, Request, Sampling
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.engine.sampling import TokenChooser, draw_seed
-from mmar_jobs.errors import DataError
+from mmar_jobs.errors import DataError, SettingsError
 from mmar_jobs.identity import ModelIdentity, check_canary
 from mmar_jobs.qlora.export import export_adapter
 from mmar_jobs.qlora.load import load_thinker
@@ -306,6 +306,19 @@ def test_adapter_changes_identity_and_canary(
     assert engine.identity.base_digest == adapted.identity.base_digest
     assert adapted.identity.adapter_digest is not None
     assert engine.canary().logprobs != adapted.canary().logprobs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"thinking_token_budget": 9}, {"repetition_detection": RepetitionDetection(9, 1, 4)}],
+    ids=["thinking-token-budget", "repetition-detection"],
+)
+def test_what_only_servers_do_is_refused(engine: LocalEngine, options: dict[str, Any]) -> None:
+    """It is not ignored: candidates would not be what the recipe says."""
+    sampling = Sampling(0.9, 0.95, 0, 1, 8, 0, **options)
+    [name] = options
+    with pytest.raises(SettingsError, match=rf"--sampling.{name.replace('_', '-')} .*servers"):
+        engine.answer([make_request(make_question("q"))], sampling, lambda _: None)
 
 
 def test_folder_without_a_model_is_a_data_error(tmp_path: Path) -> None:

@@ -1,17 +1,14 @@
 """A run that is killed again and again ends with the same bytes as one that was left alone."""
 
-import os
 import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from mmar_jobs.tiny import tiny_model_folder
 from mmar_jobs.tiny.build import TinyWorld, build_world
+from tests.kills import finish, kill_somewhere, start
 
 NUM_KILLS = 20
 SEED = 7
@@ -42,49 +39,11 @@ def command(world: TinyWorld, store: Path) -> list[str]:
     return [sys.executable, "-m", "mmar_jobs", "run", *flags]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    """Start a run in a session of its own, so that a kill cannot reach the test."""
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(arguments: list[str]) -> float:
-    """Run to the end; returns the wall time in seconds."""
-    began = time.monotonic()
-    process = start(arguments)
-    _, errors = process.communicate(timeout=900)
-    assert 0 == process.returncode, errors.decode()[-2000:]
-    return time.monotonic() - began
-
-
 def made(store: Path) -> dict[str, bytes]:
     """The submission, adapters and verdicts that a run left in its store, by path."""
     wanted = ("submission.zip", "adapter_model.safetensors", "verdict.json")
     found = [path for path in sorted(store.rglob("*")) if path.name in wanted]
     return {str(path.relative_to(store)): path.read_bytes() for path in found}
-
-
-def kill_somewhere(process: subprocess.Popen[bytes], store: Path, chance: random.Random) -> bool:
-    """Kill -9 after at most one more durable file and a random moment; False if it ended first."""
-    target = num_files(store) + chance.randrange(2)
-    while num_files(store) < target and process.poll() is None:
-        time.sleep(0.01)
-    try:
-        process.wait(timeout=chance.uniform(0, 2.5))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
-
-
-def num_files(store: Path) -> int:
-    """How many files the run has made durable so far."""
-    return sum(1 for path in store.rglob("*") if not path.name.startswith("."))
 
 
 @pytest.mark.slow

@@ -89,6 +89,18 @@ def test_the_command_prints_a_line_a_server(
     assert lines[1].endswith("--port 8001")
 
 
+def test_a_budget_of_thinking_needs_its_tags(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server must know where thinking begins and ends, only where that was asked for."""
+    for flags, expected in (([], False), (["--thinking-budget"], True)):
+        assert ExitCode.DONE == run_command("serve-args", [str(model_folder), "--json", *flags])
+        [server] = json.loads(capsys.readouterr().out)["servers"]
+        assert expected == ("--reasoning-config" in server["args"])
+    tags = json.loads(server["args"][server["args"].index("--reasoning-config") + 1])
+    assert {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"} == tags
+
+
 def test_the_command_prints_json_for_the_chart(
     model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

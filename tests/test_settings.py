@@ -24,6 +24,8 @@ from mmar_jobs.recipes import (
     LoraSettings,
     OptimSettings,
     PromptRecipe,
+    RepetitionDetectionRecipe,
+    SamplingRecipe,
     recipe,
 )
 from mmar_jobs.settings import (
@@ -305,3 +307,18 @@ def test_shipped_files_parse() -> None:
         assert tomllib.loads(file.read_text())
         flags = ["--store", "s", "--run-id", "r", "--model", "m", "--config", str(file)]
         parse(RunCommand, flags, prog="p")
+
+
+def test_a_pattern_between_sizes_that_exclude_each_other_is_refused() -> None:
+    """It would never be found; off is off whatever the other sizes are."""
+    with pytest.raises(ValueError, match="no pattern is between"):
+        RepetitionDetectionRecipe(max_pattern_size=3, min_pattern_size=4)
+    assert 0 == RepetitionDetectionRecipe(min_pattern_size=4).max_pattern_size
+
+
+def test_what_stops_loops_is_hashed() -> None:
+    """Candidates drawn with a budget or a detection are others."""
+    plain = SamplingRecipe().recipe()
+    assert plain != SamplingRecipe(thinking_token_budget=9).recipe()
+    detection = RepetitionDetectionRecipe(max_pattern_size=9)
+    assert plain != SamplingRecipe(repetition_detection=detection).recipe()

@@ -1,13 +1,14 @@
 """The benches that need no GPU: their flags, and running them.
 
-Not here: what is measured (pipeline.py, filter.py, store.py, accuracy.py, cold_start.py).
+Not here: what is measured (generate.py, pipeline.py, filter.py, store.py, accuracy.py,
+cold_start.py).
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from mmar_jobs.bench.flags import add_flag, add_result_flags, count, positive
+from mmar_jobs.bench.flags import add_flag, add_result_flags, count, positive, positive_real
 from mmar_jobs.bench.reporting import check_writable, report
 
 if TYPE_CHECKING:
@@ -123,7 +124,43 @@ def _cold_start(chosen: argparse.Namespace, environment: "Environment") -> "Iter
     return run_cold_start_bench(chosen.repeats, environment)
 
 
+def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
+    flag = add_flag(parser)
+    parser.add_argument("--servers", required=True, help="vLLM servers, URL,URL (required)")
+    parser.add_argument(
+        "--model", required=True, help="folder of the model that they serve (required)"
+    )
+    flag("--questions", "questions, two about each clip", type=positive, default=64)
+    flag("--draws", "draws of each question", type=positive, default=16)
+    flag("--max-tokens", "longest completion", type=positive, default=512)
+    flag("--clip-s", "length of a clip, seconds", type=positive_real, default=10.0)
+    flag("--temperature", "of the draws", type=positive_real, default=0.9)
+    flag("--dtype", "of the servers", choices=("float32", "bfloat16"), default="bfloat16")
+    flag("--media-dir", "folder for clips that the servers read too", default="")
+    flag("--seed", "of clips and draws", type=count, default=0)
+    add_result_flags(parser)
+
+
+def _generate(chosen: argparse.Namespace, environment: "Environment") -> "Iterable[Measurement]":
+    from mmar_jobs.bench.generate import GenerateBench, run_generate_bench  # noqa: PLC0415
+
+    bench = GenerateBench(
+        servers=chosen.servers,
+        model=chosen.model,
+        num_questions=chosen.questions,
+        num_draws=chosen.draws,
+        max_tokens=chosen.max_tokens,
+        clip_s=chosen.clip_s,
+        temperature=chosen.temperature,
+        dtype=chosen.dtype,
+        seed=chosen.seed,
+        media_dir=chosen.media_dir,
+    )
+    return run_generate_bench(bench, environment)
+
+
 CPU_BENCHES: Final[Mapping[str, tuple[str, Add, Run]]] = {
+    "generate": ("client and servers on synthetic clips", _add_generate_flags, _running(_generate)),
     "pipeline": ("a whole run with the tiny model", _add_pipeline_flags, _running(_pipeline)),
     "filter": ("candidates a second of the filter", _add_filter_flags, _running(_filter)),
     "store": ("bytes and requests of a store", _add_store_flags, _running(_store)),

@@ -28,8 +28,24 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class RepetitionDetection:
+    """Ends a completion in which a pattern of tokens repeats, in vLLM's words.
+
+    Patterns of `min_pattern_size` to `max_pattern_size` tokens, `min_count` times in a row.
+    """
+
+    max_pattern_size: int
+    min_pattern_size: int
+    min_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn; temperature 0 is greedy."""
+    """How completions are drawn; temperature 0 is greedy.
+
+    After `thinking_token_budget` tokens of thinking, where that is set, its end is forced. A server
+    does that and the detection of repetitions; the engine in process refuses them.
+    """
 
     temperature: float
     top_p: float
@@ -37,6 +53,8 @@ class Sampling:
     repetition_penalty: float
     max_tokens: int
     seed: int
+    thinking_token_budget: int | None = None
+    repetition_detection: RepetitionDetection | None = None
 
 
 CANARY_SAMPLING: Final = Sampling(

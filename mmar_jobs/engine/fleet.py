@@ -164,10 +164,11 @@ class Dispatcher(Generic[J, R]):
         try:
             while self._fill(source):
                 # The limit may have grown meanwhile.
-                done, self._under_way = await asyncio.wait(
+                done, _ = await asyncio.wait(
                     self._under_way, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
+                    self._under_way.discard(task)
                     following = on_done(*task.result())
                     if following is not None:
                         self._next.append(following)

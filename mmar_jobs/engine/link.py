@@ -23,6 +23,7 @@ from mmar_jobs.errors import DataError, GateError, SettingsError
 KEY_NAME: Final = "VLLM_API_KEY"
 _BUSY: Final = frozenset({408, 409, 425, 429})
 _REFUSED: Final = frozenset({401, 403})
+_JSON: Final = {"content-type": "application/json"}
 _CHAT: Final = "/v1/chat/completions"
 _POLL_TIMEOUT_S: Final = 10.0
 # A server that asks for more than this is out of quota, not busy.
@@ -123,7 +124,7 @@ class Link:
         self.model, self.max_model_len = found, models[found]
         return True
 
-    async def ask(self, body: Mapping[str, Any], prove: Proof) -> bytes:
+    async def ask(self, body: bytes, prove: Proof) -> bytes:
         """One attempt at one request.
 
         Raises Transient; DataError with the server's words where it refuses the request as such,
@@ -147,7 +148,7 @@ class Link:
             await prove(self)
             self._num_proven = num_connections
 
-    async def ask_control(self, body: Mapping[str, Any]) -> bytes:
+    async def ask_control(self, body: bytes) -> bytes:
         """One attempt over a connection of its own, for the proof itself."""
         return await self._post(self._control, body)
 
@@ -181,11 +182,9 @@ class Link:
                 "answers_lost", url=self.url, num_requests=len(lost), reason=reason
             )
 
-    async def _post(
-        self, client: httpx2.AsyncClient, body: Mapping[str, Any], **extensions: Any
-    ) -> bytes:
+    async def _post(self, client: httpx2.AsyncClient, body: bytes, **extensions: Any) -> bytes:
         async with self._attempt(), self._failures_sorted():
-            response = await client.post(_CHAT, json=body, extensions=extensions)
+            response = await client.post(_CHAT, content=body, headers=_JSON, extensions=extensions)
             self._check(response)
             return response.content
 

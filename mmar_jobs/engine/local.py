@@ -17,7 +17,8 @@ from transformers import DynamicCache
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import canary_clip
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor, render_prompt
+from mmar_jobs.chat import render_prompt
+from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.engine import (
     CANARY_PROMPT,
     CANARY_SAMPLING,
@@ -28,6 +29,7 @@ from mmar_jobs.engine import (
     attention,
 )
 from mmar_jobs.engine.sampling import TokenChooser, draw_seed
+from mmar_jobs.errors import SettingsError
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.prompt import THINK_OPEN
@@ -138,6 +140,7 @@ class LocalEngine:
     def _draw(
         self, batch: Sequence[Request], encoded: Sequence[EncodedPrompt], sampling: Sampling
     ) -> list[_Row]:
+        _check_supported(sampling)
         rows = [_Row(index) for index, request in enumerate(batch) for _ in request.draws]
         seeds = [
             draw_seed(sampling.seed, request.question_id, draw)
@@ -216,6 +219,18 @@ class LocalEngine:
         ).last_hidden_state
         logits: Tensor = self._model.lm_head(hidden_R1H[:, 0])
         return logits
+
+
+def _check_supported(sampling: Sampling) -> None:
+    set_here = {
+        "thinking-token-budget": sampling.thinking_token_budget is not None,
+        "repetition-detection": sampling.repetition_detection is not None,
+    }
+    for name, is_set in set_here.items():
+        if is_set:
+            raise SettingsError(
+                f"--sampling.{name} is done by servers only: give --engine.servers, or leave it out"
+            )
 
 
 def _positions(mask_BS: Tensor) -> Tensor:

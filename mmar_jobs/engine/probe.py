@@ -10,7 +10,7 @@ from typing import Final
 from mmar_jobs.audio import canary_clip
 from mmar_jobs.engine import Engine, Request, Sampling
 from mmar_jobs.errors import GateError
-from mmar_jobs.prompt import Prompt
+from mmar_jobs.prompt import THINK_CLOSE, Prompt
 
 QUESTION_ID: Final = "sampling-probe"
 _PROMPT: Final = Prompt(
@@ -22,6 +22,7 @@ _GREEDY: Final = Sampling(
 # As hot as vLLM takes; draws from more than one token cannot agree on 48 of them.
 _HOT: Final = replace(_GREEDY, temperature=2.0, top_k=1)
 _STRONG_PENALTY: Final = 8.0
+_SHORT_BUDGET: Final = 4
 
 
 def check_sampling(engine: Engine, sampling: Sampling) -> None:
@@ -30,6 +31,8 @@ def check_sampling(engine: Engine, sampling: Sampling) -> None:
         _check_top_k(engine)
     if sampling.repetition_penalty != 1:
         _check_repetition_penalty(engine)
+    if sampling.thinking_token_budget is not None:
+        _check_thinking_budget(engine)
 
 
 def _check_top_k(engine: Engine) -> None:
@@ -45,6 +48,14 @@ def _check_repetition_penalty(engine: Engine) -> None:
     penalised = replace(_GREEDY, repetition_penalty=_STRONG_PENALTY)
     if plain == _ask(engine, penalised, num_draws=1):
         raise _ignored("repetition_penalty", f"a penalty of {_STRONG_PENALTY:g} changes nothing")
+
+
+def _check_thinking_budget(engine: Engine) -> None:
+    """A thinking of 4 tokens is none that a model ends by itself, and is over within 48."""
+    plain = _ask(engine, _GREEDY, num_draws=1)
+    short = _ask(engine, replace(_GREEDY, thinking_token_budget=_SHORT_BUDGET), num_draws=1)
+    if short == plain or THINK_CLOSE not in short[0]:
+        raise _ignored("thinking_token_budget", f"one of {_SHORT_BUDGET} ends no thinking")
 
 
 def _ask(engine: Engine, sampling: Sampling, *, num_draws: int) -> list[str]:

@@ -16,10 +16,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
+import msgspec
+
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import Clip, canary_clip, encode_wav, num_audio_tokens
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.encode import load_processor, render_prompt
+from mmar_jobs.chat import load_tokenizer, render_prompt
 from mmar_jobs.engine import (
     CANARY_PROMPT,
     CANARY_SAMPLING,
@@ -67,18 +69,17 @@ class ServerEngine:
     """Asks servers that serve exactly `identity`; see StreamingEngine."""
 
     def __init__(
-        self, identity: ModelIdentity, processor: Any, site: Site, *, tolerance_nats: float
+        self, identity: ModelIdentity, tokenizer: Any, site: Site, *, tolerance_nats: float
     ) -> None:
         self.identity = identity
-        self._processor = processor
+        self._tokenizer = tokenizer
         self._site = site
         self._tolerance_nats = tolerance_nats
         self.prompt_opens_thinking = (
-            render_prompt(processor, CANARY_PROMPT).rstrip().endswith(THINK_OPEN)
+            render_prompt(tokenizer, CANARY_PROMPT).rstrip().endswith(THINK_OPEN)
         )
-        tokenizer = processor.tokenizer
         self._vocabulary = Vocabulary(
-            audio_id=tokenizer.convert_tokens_to_ids(processor.audio_token),
+            audio_id=tokenizer.convert_tokens_to_ids(tokenizer.audio_token),
             stop_ids=frozenset(tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))),
             decode=tokenizer.decode,
         )
@@ -136,34 +137,28 @@ class ServerEngine:
             link.sounds.discard(name)
             # One of the server's two caches of clips may have lost it: status 400, or 500.
             with suppress(DataError):
-                reply = await self._post(link, request, sampling, Sound(None, name))
+                body = _body(link, request, sampling, Sound(None, name))
+                reply = _parsed(await link.ask(body, self._prove), request)
                 link.sounds.add(name)
                 return reply
-        sound = Sound(self._url_of(request.clip, name), name)
-        reply = await self._post(link, request, sampling, sound)
+        # Of a clip on its way nothing is held but these bytes, for hundreds are under way.
+        body = _body(link, request, sampling, Sound(self._url_of(request.clip, name), name))
+        reply = _parsed(await link.ask(body, self._prove), request)
         link.sounds.add(name)
         return reply
-
-    async def _post(self, link: Link, request: Request, sampling: Sampling, sound: Sound) -> Reply:
-        body = request_body(link.model, request, sampling, sound)
-        data = await link.ask(body, self._prove)
-        return _parsed(data, request)
 
     async def _prove(self, link: Link) -> None:
         """Raise GateError unless the canary is what it was, at any server, when first asked."""
         sound = Sound(_data_url(_CANARY_REQUEST.clip), "canary")
-        body = request_body(link.model, _CANARY_REQUEST, CANARY_SAMPLING, sound)
+        body = _body(link, _CANARY_REQUEST, CANARY_SAMPLING, sound)
         [choice] = _parsed(await link.ask_control(body), _CANARY_REQUEST).choices
-        logprobs = tuple(token["logprob"] for token in choice.logprobs.content)
-        canary = Canary(token_ids=tuple(choice.token_ids), logprobs=logprobs)
+        canary = Canary(token_ids=tuple(choice.token_ids), logprobs=choice.token_logprobs)
         if self._canary is None:
             self._canary = canary
         check_canary(self._canary, canary, model=link.model, tolerance_nats=self._tolerance_nats)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        ids: list[int] = self._processor.tokenizer(render_prompt(self._processor, prompt))[
-            "input_ids"
-        ]
+        ids: list[int] = self._tokenizer(render_prompt(self._tokenizer, prompt))["input_ids"]
         return ids
 
     def _url_of(self, clip: Clip, name: str) -> str:
@@ -194,6 +189,10 @@ class _Collector:
     def waiting(self) -> None:
         """See Listener."""
         self._on_answer(0)
+
+
+def _body(link: Link, request: Request, sampling: Sampling, sound: Sound) -> bytes:
+    return msgspec.json.encode(request_body(link.model, request, sampling, sound))
 
 
 def _parsed(data: bytes, request: Request) -> Reply:
@@ -232,5 +231,5 @@ def open_server_engine(
     )
     identity = ModelIdentity(base_digest=model_digest(base), adapter_digest=adapter_digest)
     return ServerEngine(
-        identity, load_processor(base), site, tolerance_nats=settings.canary_tolerance_nats
+        identity, load_tokenizer(base), site, tolerance_nats=settings.canary_tolerance_nats
     )

@@ -8,12 +8,14 @@ waiting for its own weights. So a server spans the fewest GPUs (each hop between
 memory, less the weights, holds enough sequences at a time.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mmar_jobs.errors import SettingsError
+from mmar_jobs.prompt import THINK_CLOSE, THINK_OPEN
 
 GIB: Final = 1 << 30
 # Of a GPU's memory, what vLLM may take; the rest is the driver's, and fragments.
@@ -29,6 +31,9 @@ MEAN_PROMPT_TOKENS: Final = 500
 BATCHED_TOKENS: Final = 8192
 _BLOCK_TOKENS: Final = 64
 _KV_BYTES: Final = 2
+_REASONING: Final = json.dumps(
+    {"reasoning_start_str": THINK_OPEN, "reasoning_end_str": THINK_CLOSE}, separators=(",", ":")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +137,19 @@ def _rounded_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def serve_args(layout: Layout, model: str, name: str, *, dtype: str, media_dir: str) -> list[str]:
-    """Arguments of `vllm serve` for one server of the layout, but for address and GPUs."""
+def serve_args(
+    layout: Layout,
+    model: str,
+    name: str,
+    *,
+    dtype: str,
+    media_dir: str,
+    thinking_budget: bool = False,
+) -> list[str]:
+    """Arguments of `vllm serve` for one server of the layout, but for address and GPUs.
+
+    With `thinking_budget` it knows where thinking begins and ends, so that it can end it.
+    """
     args = [
         *(model, "--served-model-name", name),
         *("--dtype", dtype),
@@ -145,7 +161,8 @@ def serve_args(layout: Layout, model: str, name: str, *, dtype: str, media_dir: 
         # One clip a prompt, and no room for what the project never sends.
         *("--limit-mm-per-prompt", '{"audio":1,"image":0,"video":0}'),
     ]
-    return args + (["--allowed-local-media-path", media_dir] if media_dir else [])
+    args += ["--allowed-local-media-path", media_dir] if media_dir else []
+    return args + (["--reasoning-config", _REASONING] if thinking_budget else [])
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,14 @@ def serve_args_command(arguments: Sequence[str]) -> int:
         Workload(chosen.max_tokens, chosen.mean_tokens),
     )
     name = served_name(folder)
-    args = serve_args(layout, chosen.model, name, dtype=chosen.dtype, media_dir=chosen.media_dir)
+    args = serve_args(
+        layout,
+        chosen.model,
+        name,
+        dtype=chosen.dtype,
+        media_dir=chosen.media_dir,
+        thinking_budget=chosen.thinking_budget,
+    )
     found = servers(layout, args, chosen.port)
     if chosen.json:
         told = {"model": name, "servers": [asdict(server) for server in found]}
@@ -103,6 +110,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--media-dir", default="", help="as --engine.media-dir (default: clips travel in requests)"
+    )
+    parser.add_argument(
+        "--thinking-budget",
+        action="store_true",
+        help="serve so that --sampling.thinking-token-budget works (default: it does not)",
     )
     parser.add_argument(
         "--port", type=whole_number(1), default=8000, help="of the first server (default: 8000)"

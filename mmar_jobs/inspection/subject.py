@@ -5,10 +5,12 @@ Not here: looking (look.py).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
+
+import structlog
 
 from mmar_jobs.artifact import Artifact, find_artifact, require_artifact
 from mmar_jobs.audio import Clip, ClipReader
@@ -163,10 +165,14 @@ def _way(asked: Asked, recorded: dict[str, Any]) -> Way:
         sampling = sampling.model_copy(update={"max_tokens": asked.max_tokens})
     known = recorded.get("prompt", {}).get("version", DEFAULT_VERSION)
     chosen: Sampling = drawn(sampling, seed=sampling.seed * 1000 + 1)  # that of iteration 1
+    alone = replace(chosen, thinking_token_budget=None, repetition_detection=None)
+    if alone != chosen:
+        reason = "thinking_token_budget and repetition_detection are done by servers only"
+        structlog.get_logger().warning("sampling_options_ignored", reason=reason)
     return Way(
         version=read_version(asked.version or known),
         variants=tuple(read_version(version) for version in asked.variants),
-        sampling=chosen,
+        sampling=alone,
         num_draws=asked.num_draws,
         engine=asked.engine,
     )

@@ -60,6 +60,8 @@ class Lab:
             "template_hash": template_hash(version),
             "max_tokens": asking.sampling.max_tokens,
             "repetition_penalty": asking.sampling.repetition_penalty,
+            "thinking_token_budget": asking.sampling.thinking_token_budget,
+            "repetition_detection": self.sampling.repetition_detection.recipe(),
             "questions_per_shard": asking.questions_per_shard,
         }
         inputs = {"questions": _digest(questions), "model": self.identity.hash}

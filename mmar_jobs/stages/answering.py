@@ -6,14 +6,14 @@ questions, which model, how one question is asked (asking.py), and what the answ
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, Draft
 from mmar_jobs.audio import ClipReader
-from mmar_jobs.engine import Engine, Sampling, StreamingEngine
+from mmar_jobs.engine import Engine, RepetitionDetection, Sampling, StreamingEngine
 from mmar_jobs.engine.probe import check_sampling
 from mmar_jobs.errors import GateError
 from mmar_jobs.grade import grade
@@ -33,20 +33,14 @@ OPENS_THINKING: Final = "prompt_opens_thinking"
 
 def greedy(recipe: SamplingRecipe, prompt_version: str, *, muted: bool = False) -> Asking:
     """One greedy answer a question, as gate and benchmark use it."""
-    sampling = Sampling(
-        temperature=0,
-        top_p=1,
-        top_k=0,
-        repetition_penalty=recipe.repetition_penalty,
-        max_tokens=recipe.max_tokens,
-        seed=0,
-    )
+    sampling = replace(drawn(recipe, seed=0), temperature=0, top_p=1, top_k=0)
     shard = recipe.questions_per_shard
     return Asking(prompt_version, sampling, ((0,),), questions_per_shard=shard, muted=muted)
 
 
 def drawn(recipe: SamplingRecipe, *, seed: int) -> Sampling:
     """Sampling with the run's temperature and truncation of the softmax."""
+    detection = recipe.repetition_detection
     return Sampling(
         temperature=recipe.temperature,
         top_p=recipe.top_p,
@@ -54,6 +48,12 @@ def drawn(recipe: SamplingRecipe, *, seed: int) -> Sampling:
         repetition_penalty=recipe.repetition_penalty,
         max_tokens=recipe.max_tokens,
         seed=seed,
+        thinking_token_budget=recipe.thinking_token_budget or None,
+        repetition_detection=RepetitionDetection(
+            detection.max_pattern_size, detection.min_pattern_size, detection.min_count
+        )
+        if detection.max_pattern_size
+        else None,
     )
 
 

@@ -132,6 +132,8 @@ class _Exam:
                 "template_hash": template_hash(command.prompt.version),
                 "max_tokens": asking.sampling.max_tokens,
                 "repetition_penalty": asking.sampling.repetition_penalty,
+                "thinking_token_budget": asking.sampling.thinking_token_budget,
+                "repetition_detection": command.sampling.repetition_detection.recipe(),
                 "questions_per_shard": asking.questions_per_shard,
                 "base_digest": self.base_digest,
                 "muted": muted,

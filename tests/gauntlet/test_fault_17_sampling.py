@@ -41,7 +41,7 @@ class Ignorant:
         self, requests: Sequence[Request], sampling: Sampling, on_answer: Callable[[int], None]
     ) -> list[list[Completion]]:
         """Answers with the option's default."""
-        default = {"top_k": 0, "repetition_penalty": 1}[self.ignored]
+        default = {"top_k": 0, "repetition_penalty": 1}.get(self.ignored)
         return self.engine.answer(requests, replace(sampling, **{self.ignored: default}), on_answer)
 
 
@@ -57,10 +57,11 @@ def test_17_our_engine_honours_what_it_is_given(engine: Engine) -> None:
     check_sampling(engine, USED)
 
 
-@pytest.mark.parametrize("option", ["top_k", "repetition_penalty"])
+@pytest.mark.parametrize("option", ["top_k", "repetition_penalty", "thinking_token_budget"])
 def test_17_an_ignored_option_is_found_by_asking(engine: Engine, option: str) -> None:
     """The earlier attempt tuned two options for weeks that never reached the model."""
-    stop = stopped(lambda: check_sampling(Ignorant(engine, option), USED))
+    used = replace(USED, thinking_token_budget=99 if option == "thinking_token_budget" else None)
+    stop = stopped(lambda: check_sampling(Ignorant(engine, option), used))
     stop.says(ExitCode.DATA, f"the engine ignores {option}", "top-level field")
 
 

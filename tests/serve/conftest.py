@@ -1,11 +1,14 @@
-"""The real vLLM: one server of the embedded model for all tests."""
+"""The real vLLM: one server of the embedded model for all tests, and a small run to ask it for."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mmar_jobs.records import Candidate
 from mmar_jobs.tiny import tiny_model_folder
+from mmar_jobs.tiny.build import TinyWorld, build_world
+from tests.serve.job import Job
 from tests.serve.vllm import Vllm, find_environment
 
 
@@ -27,11 +30,31 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vllm(environment: Path, place: Path) -> Iterator[Vllm]:
     """The embedded model, served."""
-    (place / "clips").mkdir()
-    server = Vllm(environment, tiny_model_folder(), 18461, place / "base.log", place / "clips")
+    server = Vllm(environment, tiny_model_folder(), place / "base")
     try:
         server.start()
         server.wait()
         yield server
     finally:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def world(place: Path) -> TinyWorld:
+    """Questions enough that a server can be killed amid them."""
+    return build_world(place / "world", seed=7, num_train=48, num_heldout=24, num_benchmark=48)
+
+
+@pytest.fixture(scope="session")
+def ingested(place: Path, world: TinyWorld) -> Job:
+    """A run that has its questions and no answer; read only."""
+    (place / "ingested").mkdir()
+    job = Job(place / "ingested", world)
+    job.do("ingest")
+    return job
+
+
+@pytest.fixture(scope="session")
+def undisturbed(vllm: Vllm, ingested: Job, place: Path) -> list[Candidate]:
+    """Greedy answers to the benchmark when nothing goes wrong."""
+    return ingested.copy(place / "undisturbed").greedy(vllm.url)

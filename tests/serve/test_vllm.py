@@ -3,40 +3,21 @@
 Needs the environment that `make test-serve` installs.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mmar_jobs.audio import decode
-from mmar_jobs.engine import Completion, Request, Sampling
+from mmar_jobs.engine import RepetitionDetection, Sampling
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.engine.probe import check_sampling
 from mmar_jobs.engine.server import ServerEngine, open_server_engine
 from mmar_jobs.identity import check_canary
 from mmar_jobs.recipes import EngineSettings
+from mmar_jobs.records import Finish
 from mmar_jobs.tiny import tiny_model_folder
-from tests.fakes import make_question, make_request, sound_bytes, tone
+from tests.serve.cases import DRAWN, GREEDY, ask, requests
 from tests.serve.vllm import Vllm
-
-GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=64, seed=0)
-DRAWN = Sampling(temperature=0.9, top_p=0.95, top_k=0, repetition_penalty=1, max_tokens=64, seed=3)
-
-
-def requests(num_draws: int = 1) -> list[Request]:
-    """Eight questions about clips of unlike length, none below a second.
-
-    The audio tower pads a batch of chunks of one second: shorter clips hear that they have company.
-    """
-    return [
-        make_request(
-            make_question(f"q{index}", text="What " * (index % 3 + 1) + "is it?"),
-            range(num_draws),
-            decode(
-                sound_bytes(tone(seconds=1 + 0.7 * (index % 4), pitch_hz=300.0), 16_000), "clip"
-            ),
-        )
-        for index in range(8)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +30,6 @@ def engine_of(vllm: Vllm, **options: Any) -> ServerEngine:
     """An engine over the server."""
     chosen = EngineSettings(servers=vllm.url, **options)
     return open_server_engine(tiny_model_folder(), None, chosen, key=None)
-
-
-def ask(engine: Any, asked: list[Request], sampling: Sampling) -> list[list[Completion]]:
-    """Answer without listening to progress."""
-    found: list[list[Completion]] = engine.answer(asked, sampling, lambda _: None)
-    return found
 
 
 def test_canary_is_that_of_the_model_in_process(vllm: Vllm, local: LocalEngine) -> None:
@@ -91,4 +66,17 @@ def test_siblings_differ_and_options_are_honoured(vllm: Vllm) -> None:
     for completions in ask(engine, requests(16), DRAWN):
         assert 16 == len(completions)
         assert len({one.text for one in completions}) > 1
-    check_sampling(engine, Sampling(0.9, 0.95, 5, 1.2, 64, 0))
+    check_sampling(engine, Sampling(0.9, 0.95, 5, 1.2, 64, 0, thinking_token_budget=32))
+
+
+def test_what_repeats_itself_is_cut(vllm: Vllm) -> None:
+    """Where a penalty rewards repetition the model goes in circles, until the server ends it."""
+    circling = replace(GREEDY, temperature=0, repetition_penalty=0.5)
+    detecting = replace(circling, repetition_detection=RepetitionDetection(8, 1, 3))
+    engine = engine_of(vllm)
+    for [free], [cut] in zip(
+        ask(engine, requests(), circling), ask(engine, requests(), detecting), strict=True
+    ):
+        assert free.text.startswith(cut.text)
+        assert Finish.LENGTH is cut.finish
+        assert cut.num_tokens < free.num_tokens == GREEDY.max_tokens

@@ -6,11 +6,12 @@ Not here: the environment that it is installed in (environment/), the tests.
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmar_jobs.engine.serving import Layout, serve_args
@@ -24,14 +25,27 @@ _READY_S = 400
 
 @dataclass
 class Vllm:
-    """One server of the model in `folder`, at `url` while it runs; its log lies beside."""
+    """One server of the model in `folder`, at `url` while it runs; log and clips lie in `place`."""
 
     environment: Path
     folder: Path
-    port: int
-    log: Path
-    media_dir: Path
-    process: subprocess.Popen[bytes] | None = field(default=None)
+    place: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.media_dir.mkdir(parents=True)
+        self.name = served_name(self.folder)
+        self.port = free_port()
+
+    @property
+    def media_dir(self) -> Path:
+        """A folder that it may read clips from."""
+        return self.place / "clips"
+
+    @property
+    def log(self) -> Path:
+        """What it says."""
+        return self.place / "vllm.log"
 
     @property
     def url(self) -> str:
@@ -43,9 +57,10 @@ class Vllm:
         args = serve_args(
             _LAYOUT,
             str(self.folder),
-            served_name(self.folder),
+            self.name,
             dtype="float32",
             media_dir=str(self.media_dir),
+            thinking_budget=True,
         )
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -87,6 +102,14 @@ class Vllm:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(timeout=30)
             self.process = None
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def find_environment() -> Path | None:

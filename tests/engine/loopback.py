@@ -5,13 +5,11 @@ Not here: the tests, and vLLM itself (tests/serve).
 
 import base64
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,34 +22,21 @@ from mmar_jobs.engine import CANARY_PROMPT, Request, Sampling
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.prompt import Prompt
 from mmar_jobs.records import Finish
-
-
-@dataclass
-class Fault:
-    """What becomes of one call: a status, or a reply that is cut, garbled or never sent.
-
-    `keep_bytes` cuts the connection after so many bytes of the body; `garble` ends the body there
-    although the header promises no more; `lost` never answers, `stall_s` waits first.
-    """
-
-    status: int = 200
-    message: str = "as the script wants it"
-    headers: dict[str, str] = field(default_factory=dict)
-    keep_bytes: int | None = None
-    garble: bool = False
-    lost: bool = False
-    stall_s: float = 0.0
-
-
-# By number of the call, from 0, canaries not counted: what happens to it, None for nothing.
-Script = Callable[[int], Fault | None]
+from tests.engine.faults import Fault, FaultyHandler, FaultyServer, Script, error, listening
 
 
 class LoopbackVllm:
-    """One server; what it was asked is kept in `bodies`, how often its canary in `num_canaries`."""
+    """One server; what it was asked is kept in `bodies`, how often its canary in `num_canaries`.
 
-    def __init__(self, engine: LocalEngine, name: str, script: Script) -> None:
+    The script counts calls without those for the canary.
+    """
+
+    def __init__(
+        self, engine: LocalEngine, name: str, script: Script, server: FaultyServer
+    ) -> None:
         self.engine = engine
+        self.url = server.url
+        self._server = server
         self.name = name
         self.script = script
         self.key = ""
@@ -59,21 +44,17 @@ class LoopbackVllm:
         self.bodies: list[dict[str, Any]] = []
         self.num_canaries = 0
         self.most_at_once = 0
-        self.url = ""
         self.metrics_status = 200
-        self.connections: set[socket.socket] = set()
         self._sounds: dict[str, bytes] = {}
         self._at_once = 0
         self._lock = threading.Lock()
-        self.closing = threading.Event()
 
     def restart(self, *, engine: LocalEngine | None = None, name: str | None = None) -> None:
         """Cut every connection, as a server that dies does, and go on as another process."""
         self.engine = engine or self.engine
         self.name = name or self.name
         self._sounds.clear()
-        for connection in list(self.connections):
-            connection.shutdown(socket.SHUT_RDWR)
+        self._server.cut()
 
     def models(self) -> dict[str, Any]:
         """The answer to GET /v1/models."""
@@ -105,13 +86,18 @@ class LoopbackVllm:
         with self._lock:
             self._at_once -= 0 if fault is not None and fault.lost else 1
 
+    def complete_json(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Status and bytes of the answer to a chat completion request."""
+        status, told = self.complete(body)
+        return status, json.dumps(told).encode()
+
     def complete(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and body of the answer to a chat completion request."""
         if body["model"] != self.name:
-            return 404, _error(f"The model `{body['model']}` does not exist.")
+            return 404, error(f"The model `{body['model']}` does not exist.")
         sound = self._sound(body)
         if sound is None:
-            return 400, _error("Cache miss for audio at index 0 but data is not provided.")
+            return 400, error("Cache miss for audio at index 0 but data is not provided.")
         clip = _padded(decode(sound, "clip"))
         request = Request(str(body["seed"]), _prompt(body), clip, tuple(range(body["n"])))
         with self._lock:
@@ -169,97 +155,38 @@ def _sampling(body: dict[str, Any]) -> Sampling:
     )
 
 
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "Error", "param": None, "code": 0}}
-
-
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(FaultyServer):
     vllm: LoopbackVllm
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the game."""
 
+class _Handler(FaultyHandler):
+    server: _Server
 
-class _Handler(BaseHTTPRequestHandler):
-    server: "_Quiet"
-    protocol_version = "HTTP/1.1"
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.vllm.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.vllm.connections.discard(self.connection)
-        super().finish()
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server looks up
         if not self._allowed():
             return
         if self.path == "/metrics":
-            self._send(self.server.vllm.metrics_status, self.server.vllm.metrics().encode())
+            self.send(self.server.vllm.metrics_status, self.server.vllm.metrics().encode())
         else:
-            self._send(200, json.dumps(self.server.vllm.models()).encode())
+            self.send(200, json.dumps(self.server.vllm.models()).encode())
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+    def do_POST(self) -> None:  # noqa: N802 - the same
+        body = json.loads(self.body())
         if not self._allowed():
             return
-        fault = self.server.vllm.begin(body)
+        vllm = self.server.vllm
+        fault = vllm.begin(body)
         try:
-            self._answer(body, fault)
-        except OSError:
-            self.close_connection = True
+            self.reply(fault, lambda: vllm.complete_json(body))
         finally:
-            self.server.vllm.end(fault)
-
-    def _answer(self, body: dict[str, Any], fault: Fault | None) -> None:
-        if fault is None:
-            status, told = self.server.vllm.complete(body)
-            self._send(status, json.dumps(told).encode())
-            return
-        self.server.vllm.closing.wait(60 if fault.lost else fault.stall_s)
-        if fault.lost:
-            self.close_connection = True
-            return
-        if fault.status != 200:
-            told = json.dumps(_error(fault.message)).encode()
-            self._send(fault.status, told, fault.headers)
-            return
-        data = json.dumps(self.server.vllm.complete(body)[1]).encode()
-        if fault.garble:
-            self._send(200, data[: fault.keep_bytes])
-            return
-        self._send(200, data, keep_bytes=fault.keep_bytes)
+            vllm.end(fault)
 
     def _allowed(self) -> bool:
-        if (
-            self.server.vllm.key
-            and self.headers.get("authorization") != f"Bearer {self.server.vllm.key}"
-        ):
-            self._send(401, b'{"error": "Unauthorized"}')
+        key = self.server.vllm.key
+        if key and self.headers.get("authorization") != f"Bearer {key}":
+            self.send(401, b'{"error": "Unauthorized"}')
             return False
         return True
-
-    def _send(
-        self,
-        status: int,
-        data: bytes,
-        headers: dict[str, str] | None = None,
-        *,
-        keep_bytes: int | None = None,
-    ) -> None:
-        self.send_response(status)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[:keep_bytes])
-        if keep_bytes is not None:
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing."""
 
 
 @contextmanager
@@ -267,20 +194,10 @@ def serve(
     engine: LocalEngine, *, script: Script = lambda _: None, name: str = ""
 ) -> Iterator[LoopbackVllm]:
     """A running server of the engine's model."""
-    vllm = LoopbackVllm(engine, name or f"mmar-{engine.identity.hash[:16]}", script)
-
-    server = _Quiet(("127.0.0.1", 0), _Handler)
-    server.vllm = vllm
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    vllm.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield vllm
-    finally:
-        vllm.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    server = _Server(_Handler)
+    server.vllm = LoopbackVllm(engine, name or f"mmar-{engine.identity.hash[:16]}", script, server)
+    with listening(server):
+        yield server.vllm
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:

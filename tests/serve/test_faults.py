@@ -1,0 +1,85 @@
+"""The real vLLM with all that can go wrong on the way: nothing is lost, nothing is there twice.
+
+Greedy answers must be those of an undisturbed run; draws may differ, for rounding depends on who
+shares a batch, but each question must have all of its own.
+"""
+
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mmar_jobs.records import Candidate
+from mmar_jobs.tiny.build import TinyWorld
+from tests.engine.faults import Fault
+from tests.engine.loopback import wait_until
+from tests.fakes import Track
+from tests.kills import kill_somewhere, start
+from tests.serve.job import Job, check_complete, check_same
+from tests.serve.proxy import proxy
+from tests.serve.vllm import Vllm
+
+NUM_CLIENT_KILLS = 3
+FAULTS = [
+    Fault(status=429, headers={"retry-after": "0.2"}),
+    Fault(status=500),
+    Fault(status=503),
+    Fault(keep_bytes=200),
+    Fault(keep_bytes=200, garble=True),
+    Fault(lost=True),
+    Fault(stall_s=2),
+]
+
+
+def storm(number: int) -> Fault | None:
+    """A dozen calls meet 429, 500 and 503; then every third fails, each in another way."""
+    if number < 12:
+        return FAULTS[number % 3]
+    return FAULTS[number // 3 % len(FAULTS)] if number % 3 == 0 else None
+
+
+def test_a_storm_changes_no_greedy_answer(
+    vllm: Vllm, ingested: Job, undisturbed: list[Candidate], tmp_path: Path
+) -> None:
+    """Refusals, cuts, garbage, silence and delays: the answers are those of a quiet day."""
+    with proxy(vllm.url, storm) as stormy:
+        answers = ingested.copy(tmp_path).greedy(stormy.url)
+    check_same(undisturbed, answers)
+    assert stormy.num_spoilt >= 12 + len(FAULTS)
+
+
+def test_a_storm_loses_no_draw(vllm: Vllm, ingested: Job, world: TinyWorld, tmp_path: Path) -> None:
+    """Each question has each of its draws once."""
+    with proxy(vllm.url, storm) as stormy:
+        check_complete(ingested.copy(tmp_path).draw(stormy.url), world)
+    assert stormy.num_spoilt >= 12 + len(FAULTS)
+
+
+def test_a_killed_client_loses_nothing(
+    vllm: Vllm, ingested: Job, world: TinyWorld, tmp_path: Path
+) -> None:
+    """Killed again and again with answers under way, it goes on where it was."""
+    job = ingested.copy(tmp_path)
+    command = [sys.executable, "-m", "mmar_jobs", "generate", *job.flags(vllm.url)]
+    chance = random.Random(7)
+    for _ in range(NUM_CLIENT_KILLS):
+        assert kill_somewhere(start(command), job.store, chance, at_least=1, longest_s=0.3)
+    check_complete(job.draw(vllm.url), world)
+
+
+def test_a_killed_server_costs_nothing_but_time(
+    vllm: Vllm, ingested: Job, undisturbed: list[Candidate], world: TinyWorld, tmp_path: Path
+) -> None:
+    """Kill -9 amid two stages, and a restart: both end as if nothing had been."""
+    drawing, answering = Track(), Track()
+    with ThreadPoolExecutor(2) as pool:
+        drawn = pool.submit(ingested.copy(tmp_path / "draw").draw, vllm.url, drawing)
+        greedy = pool.submit(ingested.copy(tmp_path / "greedy").greedy, vllm.url, answering)
+        for track in (drawing, answering):
+            wait_until(lambda track=track: any(track.done.values()), timeout_s=120)
+        vllm.kill()
+        assert not drawn.done()
+        assert not greedy.done()
+        vllm.start()
+        check_complete(drawn.result(timeout=600), world)
+        check_same(undisturbed, greedy.result(timeout=600))
