@@ -75,6 +75,9 @@ class Command(BaseSettings):
     log_format: Annotated[Literal["auto", "json", "console"], knob("auto: console on a TTY")] = (
         "auto"
     )
+    outcome_file: Annotated[
+        Path | None, knob("file for what the stage decided and counted, JSON")
+    ] = None
 
     @classmethod
     def settings_customise_sources(
