@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -64,6 +66,11 @@ class Cluster:
     client: Any
     namespace: str
     outage_s: float = _OUTAGE_S
+    _date: str = ""
+
+    def now(self) -> datetime:
+        """The API server's time at its last answer: leases are written and read by one clock."""
+        return parsedate_to_datetime(self._date) if self._date else datetime.now(UTC)
 
     def get(self, kind: str, name: str) -> Object:
         """The object; NotFound where there is none."""
@@ -216,6 +223,7 @@ class Cluster:
                 *request, _request_timeout=(_TIMEOUT_S[0], read_s)
             ).response
             try:
+                self._date = response.headers.get("Date", "")
                 if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     raise _explain(response.status, response.data, path)
                 yield response

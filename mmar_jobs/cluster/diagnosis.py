@@ -64,15 +64,14 @@ def trouble_of(job: Object, pods: Sequence[Object], events: Sequence[Object]) ->
         )
     live = [pod for pod in pods if pod["status"].get("phase") == "Pending"]
     if live:
-        return _pod_trouble(live[-1], events)
+        return pod_trouble(live[-1], events)
     if any(pod["status"].get("phase") == "Running" for pod in pods):
         return None
-    return _creation_trouble(job, events)
+    return creation_trouble(job["metadata"]["name"], events)
 
 
-def _creation_trouble(job: Object, events: Sequence[Object]) -> Trouble | None:
-    """The Job's controller could not make a pod."""
-    name = job["metadata"]["name"]
+def creation_trouble(name: str, events: Sequence[Object]) -> Trouble | None:
+    """Why the controller of the Job or StatefulSet `name` could not make a pod."""
     message = _last_message(events, name, "FailedCreate")
     if message is None:
         return None
@@ -85,7 +84,8 @@ def _creation_trouble(job: Object, events: Sequence[Object]) -> Trouble | None:
     return Trouble(Remedy.PEOPLE, f"no pod can be made: {reason}")
 
 
-def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
+def pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
+    """Why a pending pod does not run yet."""
     name = pod["metadata"]["name"]
     for status in _statuses(pod):
         waiting = status.get("state", {}).get("waiting", {})
@@ -94,6 +94,8 @@ def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
             return found
     for each in pod["status"].get("conditions") or []:
         if each["type"] == "PodScheduled" and each["status"] == "False":
+            if each.get("reason") == "SchedulingGated":
+                return Trouble(Remedy.TIME, "waits for its queue: the pod is not admitted yet")
             return Trouble(Remedy.TIME, f"waits for a node: {each.get('message', 'not scheduled')}")
     message = _last_message(events, name, "FailedMount", "FailedAttachVolume")
     if message is not None:

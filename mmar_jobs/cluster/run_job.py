@@ -202,11 +202,11 @@ class JobRun:
         return sorted(mine, key=lambda event: str(event.get("lastTimestamp") or ""))
 
     def _ordered(self) -> list[Object]:
-        return _by_age(self._pods.values())
+        return by_age(self._pods.values())
 
     def _list_pods(self) -> list[Object]:
         labels = f"batch.kubernetes.io/job-name={self.name}"
-        return _by_age(self.cluster.list("Pod", labels=labels))
+        return by_age(self.cluster.list("Pod", labels=labels))
 
     def _finish(self) -> Ending:
         """Show the rest of the logs, then say how it ended."""
@@ -246,7 +246,8 @@ def _after(seconds: float | None) -> float:
     return float("inf") if seconds is None else time.monotonic() + seconds
 
 
-def _by_age(pods: Any) -> list[Object]:
+def by_age(pods: Any) -> list[Object]:
+    """Objects in the order in which they were made."""
     return sorted(
         pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"])
     )
