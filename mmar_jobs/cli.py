@@ -54,6 +54,7 @@ _PLAIN: Final = {
     "audit": "mmar_jobs.qlora.audit_command:audit",
     "merge": "mmar_jobs.qlora.merge_command:merge",
     "serve-args": "mmar_jobs.engine.serving_command:serve_args_command",
+    "serve-config": "mmar_jobs.serve_config:serve_config",
     "bench": "mmar_jobs.bench.command:bench",
     "cluster": "mmar_jobs.cluster.command:cluster",
     "tiny": "mmar_jobs.tiny.command:tiny",
