@@ -27,11 +27,8 @@ COMMANDS: Final = {
     "audit": "what of a model is quantised, wrapped, frozen and trained",
     "merge": "merge an adapter into its base, shard by shard, in the original layout",
     "serve-args": "the vLLM command lines that serve a model on a node",
-<<<<<<< HEAD
     "cluster": "run and watch stages on Kubernetes: run-job, scale, reap, status, logs, submit",
-=======
     "serve-config": "merge what vLLM servers are to load for a run, and write a file for each",
->>>>>>> deploy
     "bench": "measure speed and memory, as JSON that names the machine",
     "tiny": "make the embedded benchmark, or train the embedded model",
 }
