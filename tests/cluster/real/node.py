@@ -80,7 +80,7 @@ class Node:
             "clusters": [
                 {"name": "c", "cluster": {"server": API, "insecure-skip-tls-verify": True}}
             ],
-            "users": [{"name": user, "user": {"token": token or _token(user)}}],
+            "users": [{"name": user, "user": {"token": token or token_of(user)}}],
             "contexts": [
                 {"name": "c", "context": {"cluster": "c", "user": user, "namespace": namespace}}
             ],
@@ -129,7 +129,7 @@ class Node:
 
     def get(self, path: str) -> httpx2.Response:
         """A GET as the cluster's admin."""
-        headers = {"Authorization": f"Bearer {_token('admin')}"}
+        headers = {"Authorization": f"Bearer {token_of('admin')}"}
         return httpx2.get(f"{API}{path}", headers=headers, verify=False, timeout=10)
 
     def _api_is_ready(self) -> bool:
@@ -144,7 +144,7 @@ class Node:
         return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
     def _write_access(self) -> None:
-        rows = [f'{_token(key)},{name},{key},"{group}"' for key, (name, group) in USERS.items()]
+        rows = [f'{token_of(key)},{name},{key},"{group}"' for key, (name, group) in USERS.items()]
         (self.folder / "tokens.csv").write_text("\n".join(rows))
         write_service_account_key(self.folder / "accounts.key")
         for user in USERS:
@@ -228,7 +228,7 @@ class Node:
         )
 
 
-def _token(user: str) -> str:
+def token_of(user: str) -> str:
     """Known to nobody outside: the API server listens inside the namespace only."""
     return f"token-of-{user}"
 

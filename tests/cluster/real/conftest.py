@@ -1,0 +1,55 @@
+"""A real Kubernetes node and a real S3 server for all tests of this folder.
+
+They run in namespaces of the kernel that `enter` makes: `make test-cluster` starts it all.
+"""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.real.images import build_base
+from tests.cluster.real.namespace import Namespace
+from tests.cluster.real.node import BIN, MARKER, Node
+from tests.cluster.real.s3 import BUCKET, S3
+
+STATE = BIN.parent / "state"
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """A node that is ready; its state, on disk, is removed by the next one's start."""
+    if not MARKER.exists():
+        pytest.skip("no node here: make test-cluster makes one and runs this")
+    found = Node(STATE)
+    try:
+        found.start()
+        found.load_image(build_base(STATE / "images"))
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture
+def namespace(node: Node, tmp_path: Path) -> Iterator[Namespace]:
+    """A new namespace."""
+    found = Namespace(node, f"t-{secrets.token_hex(4)}", tmp_path)
+    response = found.ask("POST", "/api/v1/namespaces", {"metadata": {"name": found.name}})
+    assert response.is_success, response.text
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def s3(node: Node) -> Iterator[S3]:
+    """A server with one empty bucket."""
+    found = S3(STATE / "s3")
+    try:
+        found.start()
+        found.client.create_bucket(Bucket=BUCKET)
+        yield found
+    finally:
+        found.stop()
