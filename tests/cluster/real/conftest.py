@@ -43,6 +43,18 @@ def namespace(node: Node, tmp_path: Path) -> Iterator[Namespace]:
         found.close()
 
 
+@pytest.fixture
+def gpus(namespace: Namespace) -> Iterator[int]:
+    """Four GPUs of the node, played by an extended resource."""
+    status = f"/api/v1/nodes/{namespace.node.name}/status"
+    for num in ("4", None):
+        resources = {"nvidia.com/gpu": num}
+        change = {"status": {"capacity": resources, "allocatable": resources}}
+        assert namespace.ask("PATCH", status, change).is_success
+        if num:
+            yield int(num)
+
+
 @pytest.fixture(scope="session")
 def s3(node: Node) -> Iterator[S3]:
     """A server with one empty bucket."""

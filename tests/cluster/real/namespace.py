@@ -73,6 +73,10 @@ class Namespace:
         """All pods, oldest first."""
         return sorted(self.find("pods"), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
+    def phases(self) -> list[str]:
+        """Of all pods, oldest first."""
+        return [str(pod["status"]["phase"]) for pod in self.pods()]
+
     def add_settings(self, store: str, **settings: str) -> None:
         """What charts/mmar-jobs and an admin provide: the settings, and the keys of S3."""
         data = {"MMAR_STORE": store, "MMAR_ENDPOINT_URL": URL, "AWS_REGION": REGION} | settings

@@ -43,6 +43,7 @@ class Node:
     """A running node; `folder` holds its state, logs and keys."""
 
     folder: Path
+    name: str = NAME
     programs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self) -> None:
