@@ -17,7 +17,7 @@ space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
 	verdict score submission manifest identity split layout))
 
-.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy charts check coverage \
+.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy test-cluster charts check coverage \
 	goldens clean
 
 help: ## list the verbs
@@ -64,6 +64,11 @@ test-deploy: setup deploy-tools ## charts, workflows, manifests and images again
 
 charts: setup ## renew what charts carry: Jobs, workflows, vLLM's options, READMEs
 	@$(RUN) python -m charts.package
+
+test-cluster: setup deploy-tools ## a real Kubernetes in namespaces of its own (root; 10 minutes of Go at first)
+	@tests/cluster/real/install
+	@tests/cluster/real/enter $(UV) run --no-sync --offline pytest -q tests/cluster/real \
+		-p no:randomly --allow-hosts=127.0.0.1,10.222.0.1 --timeout 600 --durations 10
 
 check: setup ## formatting, lint, types
 	@$(RUN) ruff format --check .

@@ -50,7 +50,7 @@ exit codes: 0 done, 1 a defect, 2 wrong settings, 3 wrong data or a failed check
 
 def usage() -> str:
     """The text of `mmar-jobs --help`."""
-    lines = [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:<12} {summary}" for name, summary in COMMANDS.items()]
     return _USAGE.format(commands="\n".join(lines))
 
 

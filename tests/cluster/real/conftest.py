@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mmar_jobs.tiny.build import TinyWorld, build_world
 from tests.cluster.real.images import build_base
 from tests.cluster.real.namespace import Namespace
 from tests.cluster.real.node import BIN, MARKER, Node
@@ -65,3 +66,14 @@ def s3(node: Node) -> Iterator[S3]:
         yield found
     finally:
         found.stop()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, s3: S3) -> TinyWorld:
+    """A small world, in a folder and in the bucket."""
+    folder = tmp_path_factory.mktemp("world")
+    found = build_world(folder, seed=7, num_train=12, num_heldout=8, num_benchmark=6)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            s3.client.upload_file(str(path), BUCKET, f"world/{path.relative_to(folder)}")
+    return found

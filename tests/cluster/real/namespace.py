@@ -55,9 +55,10 @@ class Namespace:
         return items
 
     def _path(self, path: str) -> str:
-        group, _, plural = path.rpartition("/")
-        root = f"/apis/{group}" if group else "/api/v1"
-        return f"{root}/namespaces/{self.name}/{plural}"
+        parts = path.split("/")
+        is_core = len(parts) == 1 or parts[0] == "serviceaccounts"
+        root = "/api/v1" if is_core else f"/apis/{parts.pop(0)}/{parts.pop(0)}"
+        return f"{root}/namespaces/{self.name}/{'/'.join(parts)}"
 
     def delete(self, path: str, name: str, **body: Any) -> None:
         """Delete one object."""
@@ -83,16 +84,21 @@ class Namespace:
         self.make("configmaps", {"metadata": {"name": "mmar-jobs-settings"}, "data": data})
         self.make("secrets", {"metadata": {"name": "mmar-jobs-s3"}, "stringData": KEYS})
 
-    def environment(self, user: str = "admin") -> dict[str, str]:
-        """Of a person with a kubeconfig."""
-        config = self.node.kubeconfig(user, namespace=self.name)
+    def environment(self, account: str | None) -> dict[str, str]:
+        """Of the admin, or of who has the token of a service account of the chart."""
+        name, token = f"mmar-jobs-{account}", None
+        if account is not None:
+            request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
+            token = self.make(f"serviceaccounts/{name}/token", request)["status"]["token"]
+        user = "admin" if account is None else f"{self.name}-{account}"
+        config = self.node.kubeconfig(user, token=token, namespace=self.name)
         return os.environ | {"KUBECONFIG": str(config), "PYTHONPATH": str(ROOT)}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, account: str | None = None) -> subprocess.Popen[str]:
         """Start `mmar-jobs cluster …`, to be waited for."""
         program = subprocess.Popen(
             [sys.executable, "-m", "mmar_jobs", "cluster", *arguments],
-            env=self.environment(),
+            env=self.environment(account),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -101,9 +107,9 @@ class Namespace:
         self.programs.append(program)
         return program
 
-    def run(self, *arguments: str, timeout_s: float = 240) -> "Said":
+    def run(self, *arguments: str, account: str | None = None) -> "Said":
         """Run `mmar-jobs cluster …` to its end."""
-        return said(self.start(*arguments), timeout_s)
+        return said(self.start(*arguments, account=account))
 
     def wait_until(self, what: str, is_so: Any, timeout_s: float = 60) -> None:
         """Wait for something that the cluster does by itself."""
