@@ -7,10 +7,7 @@ import argparse
 import sys
 
 from mmar_jobs.arguments import whole_number
-from mmar_jobs.cluster.api import open_cluster
 from mmar_jobs.cluster.jobs import ITERATION_LABEL, RUN_LABEL, STAGE_LABEL, STAGES
-from mmar_jobs.cluster.pod_logs import has_log, read_log
-from mmar_jobs.cluster.run_job import by_age
 from mmar_jobs.cluster.run_job_command import add_namespace, run_id
 from mmar_jobs.errors import DataError, ExitCode
 
@@ -26,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Each line after its pod's name; 3 where the run has no pod."""
+    from mmar_jobs.cluster.api import open_cluster  # noqa: PLC0415 - --help needs no client
+    from mmar_jobs.cluster.pod_logs import has_log, read_log  # noqa: PLC0415 - --help needs no client
+    from mmar_jobs.cluster.run_job import by_age  # noqa: PLC0415 - --help needs no client
+
     cluster = open_cluster(arguments.namespace)
     wanted = {
         RUN_LABEL: arguments.run_id,

@@ -17,10 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from mmar_jobs import logs
 from mmar_jobs.arguments import not_negative, whole_number
-from mmar_jobs.cluster.api import open_cluster
 from mmar_jobs.cluster.jobs import STAGES, Work, job_of
 from mmar_jobs.cluster.manifests import find_template
-from mmar_jobs.cluster.run_job import JobRun, Patience
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.output import write_output
 from mmar_jobs.settings import RunId
@@ -61,6 +59,9 @@ def add_namespace(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit with the stage's own code."""
+    from mmar_jobs.cluster.api import open_cluster  # noqa: PLC0415 - --help needs no client
+    from mmar_jobs.cluster.run_job import JobRun, Patience  # noqa: PLC0415 - --help needs no client
+
     work = Work(arguments.stage, arguments.run_id, arguments.iteration)
     template = find_template(arguments.job or arguments.jobs, work.stage)
     manifest = job_of(template, work, image=arguments.image, flags=arguments.flags)

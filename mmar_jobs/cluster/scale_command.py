@@ -11,9 +11,7 @@ import httpx2
 
 from mmar_jobs import logs
 from mmar_jobs.arguments import not_negative, whole_number
-from mmar_jobs.cluster.api import open_cluster
 from mmar_jobs.cluster.run_job_command import add_namespace, run_id
-from mmar_jobs.cluster.scale import Server, Wanted, check_served
 from mmar_jobs.errors import ExitCode, SettingsError, TryAgain
 from mmar_jobs.settings import server_key
 
@@ -45,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0 when the server is as asked, or another run's where it was to go down; else 75."""
+    from mmar_jobs.cluster.api import open_cluster  # noqa: PLC0415 - --help needs no client
+    from mmar_jobs.cluster.scale import Server, Wanted, check_served  # noqa: PLC0415 - --help needs no client
+
     log = logs.configure("auto").bind(command="scale")
     cluster = open_cluster(arguments.namespace)
     server = Server(cluster, arguments.server, log, arguments.deadline_s)

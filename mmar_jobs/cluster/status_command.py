@@ -5,15 +5,17 @@ Not here: finding out (status.py).
 
 import argparse
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from mmar_jobs.arguments import not_negative
-from mmar_jobs.cluster.api import open_cluster
 from mmar_jobs.cluster.run_job_command import add_namespace, run_id
-from mmar_jobs.cluster.status import Row, rows_of
 from mmar_jobs.errors import DataError, ExitCode
+
+if TYPE_CHECKING:
+    from mmar_jobs.cluster.status import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """3 where the cluster knows nothing of the run."""
+    from mmar_jobs.cluster.api import open_cluster  # noqa: PLC0415 - --help needs no client
+    from mmar_jobs.cluster.status import rows_of  # noqa: PLC0415 - --help needs no client
+
     rows = rows_of(open_cluster(arguments.namespace), arguments.run_id)
     if not rows:
         raise DataError(f"this namespace has nothing of run {arguments.run_id}")
@@ -39,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def _table(name: str, rows: list[Row]) -> Table:
+def _table(name: str, rows: "list[Row]") -> Table:
     table = Table(title=f"run {name}", title_justify="left")
     for column in ("stage", "state", "pods", "began", "took", "GPUs", "says"):
         is_number = column in ("pods", "took", "GPUs")

@@ -1,23 +1,14 @@
-"""The command `cluster submit`: a run as an Argo workflow, refused while the run is under way.
+"""The command `cluster submit`.
 
-Not here: the workflow (argo/rest-workflow.yaml), whose mutexes hold also against other clients.
+Not here: the workflow and its refusal (submit.py).
 """
 
 import argparse
-import difflib
 import sys
-from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
-from typing import Any, Final
 
-from mmar_jobs.cluster.api import Cluster, NotFound, Object, open_cluster
-from mmar_jobs.cluster.jobs import RUN_LABEL
-from mmar_jobs.cluster.manifests import read_documents
 from mmar_jobs.cluster.run_job_command import add_namespace, run_id
-from mmar_jobs.errors import ExitCode, SettingsError
-
-_ENDED: Final = ("Succeeded", "Failed", "Error")
+from mmar_jobs.errors import ExitCode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,50 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the workflow's name."""
+    from mmar_jobs.cluster.api import open_cluster  # noqa: PLC0415 - --help needs no client
+    from mmar_jobs.cluster.submit import (  # noqa: PLC0415 - --help needs no client
+        read_workflow,
+        submit,
+        workflow_of,
+    )
+
     given = dict(arguments.parameters) | {"run-id": arguments.run_id}
-    workflow = workflow_of(_read(arguments.workflow), arguments.run_id, given)
+    workflow = workflow_of(read_workflow(arguments.workflow), arguments.run_id, given)
     sys.stdout.write(f"{submit(open_cluster(arguments.namespace), workflow)}\n")
     return int(ExitCode.DONE)
-
-
-def workflow_of(template: Object, name: str, given: Mapping[str, str]) -> Object:
-    """The workflow with its parameters; SettingsError for what is unknown or missing."""
-    workflow = deepcopy(template)
-    parameters = workflow["spec"].get("arguments", {}).get("parameters", [])
-    known = [str(parameter["name"]) for parameter in parameters]
-    for each in given:
-        if each not in known:
-            close = difflib.get_close_matches(each, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise SettingsError(f"the workflow has no parameter {each}{hint}")
-    for parameter in parameters:
-        if parameter["name"] in given:
-            parameter["value"] = given[parameter["name"]]
-    missing = [parameter["name"] for parameter in parameters if "value" not in parameter]
-    if missing:
-        raise SettingsError(f"the workflow needs {', '.join(f'-p {each}=…' for each in missing)}")
-    labels = workflow["metadata"].setdefault("labels", {})
-    labels[RUN_LABEL] = name
-    return workflow
-
-
-def submit(cluster: Cluster, workflow: Object) -> str:
-    """Create it; SettingsError where a workflow of the same run is under way."""
-    name = workflow["metadata"]["labels"][RUN_LABEL]
-    try:
-        found = cluster.list("Workflow", labels=f"{RUN_LABEL}={name}")
-    except NotFound:
-        raise SettingsError(
-            "this cluster has no Argo Workflows: run the stages by mmar-jobs cluster run-job"
-        ) from None
-    live = [each for each in found if each.get("status", {}).get("phase") not in _ENDED]
-    if live:
-        raise SettingsError(
-            f"run {name} is under way as workflow {live[0]['metadata']['name']}: wait for it (argo "
-            "watch), or stop it first (argo stop)"
-        )
-    made: str = cluster.create("Workflow", workflow)["metadata"]["name"]
-    return made
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -94,10 +52,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found = [each for each in read_documents(path) if isinstance(each, dict)]
-    if len(found) != 1 or found[0].get("kind") != "Workflow":
-        raise SettingsError(f"{path} is no manifest of one Workflow")
-    return found[0]
