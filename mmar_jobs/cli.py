@@ -33,7 +33,7 @@ from mmar_jobs.failures import explain
 from mmar_jobs.layout import report_key, run_key
 from mmar_jobs.outcome import NOTHING_LEARNED, Outcome, outcome_of, write_outcome
 from mmar_jobs.output import write_output
-from mmar_jobs.progress import Advance, Tracker, bars, no_bar
+from mmar_jobs.progress import Advance, Tracker, bars, lines, no_bar
 from mmar_jobs.recipes import check_installed
 from mmar_jobs.settings import Command
 from mmar_jobs.stages import Edges
@@ -113,8 +113,7 @@ def _stage_command(name: str, arguments: Sequence[str]) -> int:
     log = logs.configure(command.log_format).bind(run_id=command.run_id, command=name)
     store = open_store(command.store, endpoint_url=command.endpoint_url)
     console = Console(stderr=True)
-    shows_bars = console.is_terminal and process.rank == 0
-    with _preemptible(bars(console) if shows_bars else no_bar) as track:
+    with _preemptible(_tracker(console, log) if process.rank == 0 else no_bar) as track:
         edges = Edges(store=store, open_engine=open_engine, track=track, log=log)
         # The report only reads, so it may be asked for while a run is under way; of the processes
         # of one training the first alone writes.
@@ -127,6 +126,10 @@ def _stage_command(name: str, arguments: Sequence[str]) -> int:
     if artifact is not None:
         log.info("job_finished", artifact=artifact.key, **artifact.manifest.counts)
     return int(ExitCode.DONE)
+
+
+def _tracker(console: Console, log: Any) -> Tracker:
+    return bars(console) if console.is_terminal else lines(log)
 
 
 def _num_processes(name: str, command: Any) -> int:

@@ -276,6 +276,12 @@ def launched() -> Process:
         ) from None
 
 
+def argo_progress_file() -> Path | None:
+    """Where Argo's executor reads how far a pod is, if it is Argo that started this."""
+    name = os.environ.get("ARGO_PROGRESS_FILE")
+    return Path(name) if name else None
+
+
 def server_key() -> str | None:
     """The key of vLLM's servers, which vLLM itself reads from the same variable."""
     return os.environ.get("VLLM_API_KEY") or None

@@ -5,7 +5,6 @@ Not here: waiting for the Job (run_job.py).
 
 import argparse
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from mmar_jobs import logs
 from mmar_jobs.arguments import not_negative, whole_number
 from mmar_jobs.cluster.jobs import STAGES, Work, job_of
 from mmar_jobs.cluster.manifests import find_template
+from mmar_jobs.cluster.stage_lines import StageLines
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.output import write_output
-from mmar_jobs.settings import RunId
+from mmar_jobs.settings import RunId, argo_progress_file
 
 JOBS: Final = Path("/etc/mmar-jobs/jobs")  # where the chart mounts them
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             open_cluster(arguments.namespace),
             manifest,
             Patience(arguments.deadline_s, arguments.patience_s),
-            _write_line,
+            StageLines(argo_progress_file()).write,
             log,
             stopped,
             needs_outcome=arguments.outputs is not None,
@@ -90,11 +90,6 @@ def run_id(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no DNS label of at most 40 characters (a-z, 0-9, -)"
         ) from None
-
-
-def _write_line(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def _write_outputs(folder: Path, outcome: Mapping[str, Any]) -> None:
