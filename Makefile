@@ -9,13 +9,16 @@ unexport PYTHONDONTWRITEBYTECODE
 SEED ?= 0
 SERVE := $(HOME)/.cache/mmar-jobs/serve
 DEMO := demo/seed-$(SEED)
+TOOLS := $(HOME)/.cache/mmar-jobs/deploy/bin
+CHARTUTIL := helm.sh/helm/v3/pkg/chartutil
 
 comma := ,
 space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
 	verdict score submission manifest identity split layout))
 
-.PHONY: help setup demo test test-slow test-serve check coverage goldens clean
+.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy test-cluster charts check coverage \
+	goldens clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -49,6 +52,23 @@ test-serve: setup ## the real vLLM on the CPU, in an environment of its own in ~
 	@UV_PROJECT_ENVIRONMENT=$(SERVE) $(UV) sync --project tests/serve/environment --locked \
 		--no-progress --quiet
 	@VLLM_ENVIRONMENT=$(SERVE) $(RUN) pytest tests/serve -p no:randomly --timeout 900 --durations 0
+
+deploy-tools: ## a pinned Helm in ~/.cache (needs Go; 1 GB of its cache)
+	@mkdir -p $(TOOLS)
+	@test -x $(TOOLS)/helm || GOBIN=$(TOOLS) timeout 1200 go install -ldflags \
+		"-X $(CHARTUTIL).k8sVersionMajor=1 -X $(CHARTUTIL).k8sVersionMinor=34" \
+		helm.sh/helm/v3/cmd/helm@v3.22.0
+
+test-deploy: setup deploy-tools ## charts, workflows, manifests and images against their schemas and each other
+	@OMP_NUM_THREADS=1 $(RUN) pytest -q tests/deploy -m "not slow"
+
+charts: setup ## renew what charts carry: Jobs, workflows, vLLM's options, READMEs
+	@$(RUN) python -m charts.package
+
+test-cluster: setup deploy-tools ## a real Kubernetes in namespaces of its own (root; 10 minutes of Go at first)
+	@tests/cluster/real/install
+	@tests/cluster/real/enter $(UV) run --no-sync --offline pytest -q tests/cluster/real \
+		-p no:randomly --allow-hosts=127.0.0.1,10.222.0.1 --timeout 600 --durations 10
 
 check: setup ## formatting, lint, types
 	@$(RUN) ruff format --check .

@@ -27,6 +27,8 @@ COMMANDS: Final = {
     "audit": "what of a model is quantised, wrapped, frozen and trained",
     "merge": "merge an adapter into its base, shard by shard, in the original layout",
     "serve-args": "the vLLM command lines that serve a model on a node",
+    "cluster": "run and watch stages on Kubernetes: run-job, scale, reap, status, logs, submit",
+    "serve-config": "merge what vLLM servers are to load for a run, and write a file for each",
     "bench": "measure speed and memory, as JSON that names the machine",
     "gate": "is a change better or worse: results of bench against a baseline",
     "tiny": "make the embedded benchmark, or train the embedded model",
@@ -49,7 +51,7 @@ exit codes: 0 done, 1 a defect, 2 wrong settings, 3 wrong data or a failed check
 
 def usage() -> str:
     """The text of `mmar-jobs --help`."""
-    lines = [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:<12} {summary}" for name, summary in COMMANDS.items()]
     return _USAGE.format(commands="\n".join(lines))
 
 

@@ -24,14 +24,16 @@ from mmar_jobs.errors import (
     DataError,
     ExitCode,
     MmarError,
+    NothingToLearn,
     PromotionRefused,
     SettingsError,
     TryAgain,
 )
 from mmar_jobs.failures import explain
 from mmar_jobs.layout import report_key, run_key
+from mmar_jobs.outcome import NOTHING_LEARNED, Outcome, outcome_of, write_outcome
 from mmar_jobs.output import write_output
-from mmar_jobs.progress import Advance, Tracker, bars, no_bar
+from mmar_jobs.progress import Advance, Tracker, bars, lines, no_bar
 from mmar_jobs.recipes import check_installed
 from mmar_jobs.settings import Command
 from mmar_jobs.stages import Edges
@@ -52,8 +54,10 @@ _PLAIN: Final = {
     "audit": "mmar_jobs.qlora.audit_command:audit",
     "merge": "mmar_jobs.qlora.merge_command:merge",
     "serve-args": "mmar_jobs.engine.serving_command:serve_args_command",
+    "serve-config": "mmar_jobs.serve_config:serve_config",
     "bench": "mmar_jobs.bench.command:bench",
     "gate": "mmar_jobs.bench.gate_command:gate",
+    "cluster": "mmar_jobs.cluster.command:cluster",
     "tiny": "mmar_jobs.tiny.command:tiny",
 }
 
@@ -110,18 +114,23 @@ def _stage_command(name: str, arguments: Sequence[str]) -> int:
     log = logs.configure(command.log_format).bind(run_id=command.run_id, command=name)
     store = open_store(command.store, endpoint_url=command.endpoint_url)
     console = Console(stderr=True)
-    shows_bars = console.is_terminal and process.rank == 0
-    with _preemptible(bars(console) if shows_bars else no_bar) as track:
+    with _preemptible(_tracker(console, log) if process.rank == 0 else no_bar) as track:
         edges = Edges(store=store, open_engine=open_engine, track=track, log=log)
         # The report only reads, so it may be asked for while a run is under way; of the processes
         # of one training the first alone writes.
         is_free = name == "report" or process.rank > 0
         lease = nullcontext() if is_free else store.lease(run_key(command.run_id))
         with lease:
-            artifact = _run_stage(name, command, edges)
+            artifact, outcome = _run_to_outcome(name, command, edges)
+    if command.outcome_file is not None and process.rank == 0:
+        write_outcome(command.outcome_file, outcome)
     if artifact is not None:
         log.info("job_finished", artifact=artifact.key, **artifact.manifest.counts)
     return int(ExitCode.DONE)
+
+
+def _tracker(console: Console, log: Any) -> Tracker:
+    return bars(console) if console.is_terminal else lines(log)
 
 
 def _num_processes(name: str, command: Any) -> int:
@@ -134,6 +143,18 @@ def _num_processes(name: str, command: Any) -> int:
             "--hardware.processes is for train: run takes one process; run the stages one by one"
         )
     return num
+
+
+def _run_to_outcome(name: str, command: Any, edges: Edges) -> tuple[Artifact | None, Outcome]:
+    """Where the outcome is asked for, a model that has learned it all is one and no error."""
+    try:
+        artifact = _run_stage(name, command, edges)
+    except NothingToLearn as error:
+        if command.outcome_file is None or name != "filter" or command.iteration == 1:
+            raise
+        edges.log.warning("nothing_learned", reason=str(error))
+        return None, NOTHING_LEARNED
+    return artifact, outcome_of(name, artifact)
 
 
 def _run_stage(name: str, command: Any, edges: Edges) -> Artifact | None:

@@ -1,10 +1,12 @@
-"""Progress bars where a person looks on, nothing where nobody does.
+"""Progress: bars where a person looks on, now and then a line in the log where nobody does.
 
-Not here: logs (logs.py), which carry the same numbers for machines.
+Not here: what is counted.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import (
@@ -21,11 +23,35 @@ Advance = Callable[[int], None]
 Tracker = Callable[[str, int], AbstractContextManager[Advance]]
 
 
+PROGRESS: Final = "progress"  # the log's event
+_BETWEEN_LINES_S: Final = 10.0
+
+
 @contextmanager
 def no_bar(label: str, total: int) -> Iterator[Advance]:
     """A bar that shows nothing."""
     del label, total
     yield lambda _: None
+
+
+def lines(log: Any, *, every_s: float = _BETWEEN_LINES_S) -> Tracker:
+    """Lines in the log, for pods: at most one in `every_s` seconds, so none of short work."""
+
+    @contextmanager
+    def line(label: str, total: int) -> Iterator[Advance]:
+        num_done, said_at = 0, time.monotonic()
+
+        def advance(num: int) -> None:
+            nonlocal num_done, said_at
+            num_done += num
+            now = time.monotonic()
+            if now - said_at >= every_s:
+                said_at = now
+                log.info(PROGRESS, label=label, done=num_done, total=total)
+
+        yield advance
+
+    return line
 
 
 def bars(console: Console) -> Tracker:

@@ -75,6 +75,9 @@ class Command(BaseSettings):
     log_format: Annotated[Literal["auto", "json", "console"], knob("auto: console on a TTY")] = (
         "auto"
     )
+    outcome_file: Annotated[
+        Path | None, knob("file for what the stage decided and counted, JSON")
+    ] = None
 
     @classmethod
     def settings_customise_sources(
@@ -230,6 +233,26 @@ class RunCommand(Command, Sources):
     output: Annotated[Path | None, knob("folder for copies of submission.zip, report.html")] = None
 
 
+class ServeConfigCommand(Command, _Iteration):
+    """Merge what a node's vLLM servers are to load, and write a config file for each."""
+
+    store: Annotated[str, knob("the run's store; needed with --run-id")] = ""
+    run_id: Annotated[str, knob("the run whose models are served; empty: the base")] = ""
+    model: Annotated[str, knob("folder of the base model")]
+    models: Annotated[
+        str,
+        Field(
+            pattern=r"^(base|parent|child|best)(,(base|parent|child|best))*$",
+            description="what each server loads, the last word for all that follow: base, parent, "
+            "child (both of --iteration), best",
+        ),
+    ] = "parent"
+    num_servers: Annotated[Count, knob("servers of the node")] = 1
+    cache: Annotated[Path, knob("folder that keeps merged models")]
+    prune: Annotated[bool, knob("delete merged models in --cache that no server loads")] = False
+    output: Annotated[Path, knob("folder for server-0.yaml and so on")]
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """Which of the processes that a launcher started for one command this is, from 0."""
@@ -251,6 +274,12 @@ def launched() -> Process:
         raise SettingsError(
             f"the variables {', '.join(names)} are not numbers: start with torchrun, or unset them"
         ) from None
+
+
+def argo_progress_file() -> Path | None:
+    """Where Argo's executor reads how far a pod is, if it is Argo that started this."""
+    name = os.environ.get("ARGO_PROGRESS_FILE")
+    return Path(name) if name else None
 
 
 def server_key() -> str | None:
@@ -298,7 +327,10 @@ def check_name(name: str, where: str) -> None:
 
 @cache
 def _known_names() -> frozenset[str]:
-    commands = (IngestCommand, GenerateCommand, SubmitCommand, ReportCommand, RunCommand)
+    commands = (
+        *(IngestCommand, GenerateCommand, SubmitCommand, ReportCommand, RunCommand),
+        ServeConfigCommand,
+    )
     return frozenset(name for command in commands for name in _leaves(command))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "golden"
 FLAGS = FOLDER / "cli_flags.txt"
+CHARTS = FOLDER / "charts"
 _OPTION = re.compile(r"^  (?:-\w, )?(--[\w.-]+)(?:, --no-[\w.-]+)?(.*)")
 
 
@@ -64,7 +65,21 @@ def main() -> int:
         return 2
     FOLDER.mkdir(exist_ok=True)
     FLAGS.write_text(cli_flags(), encoding="utf-8")
+    if not write_charts():
+        sys.stderr.write("charts were left as they are: no helm here (make deploy-tools)\n")
     return 0
+
+
+def write_charts() -> bool:
+    """What Helm makes of each case of values; False where there is no Helm."""
+    from tests.deploy.charts import CASES, find_tool, rendered_text
+
+    if find_tool("helm") is None:
+        return False
+    CHARTS.mkdir(exist_ok=True)
+    for case in CASES:
+        (CHARTS / f"{case}.yaml").write_text(rendered_text(case), encoding="utf-8")
+    return True
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], forbidden: list[str]) 
 def test_usage_lists_every_command() -> None:
     """Each command on a line of its own with what it is for."""
     for name, summary in COMMANDS.items():
-        assert f"  {name:<10} {summary}\n" in usage()
+        assert f"  {name:<12} {summary}\n" in usage()
 
 
 def test_goldens_are_what_help_says() -> None:

@@ -100,7 +100,7 @@ class Layout:
 def lay_out(shape: Shape, node: Node, workload: Workload) -> Layout:
     """The layout for a node; SettingsError where the model does not fit it at all."""
     sequence_tokens = MEAN_PROMPT_TOKENS + workload.mean_tokens
-    longest = _rounded_up(MAX_PROMPT_TOKENS + workload.max_tokens, _BLOCK_TOKENS)
+    longest = _longest(workload)
     fitting = [
         (size, kv_tokens)
         for size in shape.splits
@@ -117,14 +117,26 @@ def lay_out(shape: Shape, node: Node, workload: Workload) -> Layout:
         for size, kv_tokens in fitting
         if kv_tokens >= ENOUGH_SEQUENCES * sequence_tokens
     ]
-    size, kv_tokens = wide_enough[0] if wide_enough else fitting[-1]
+    size, _ = wide_enough[0] if wide_enough else fitting[-1]
+    return spread(shape, node, workload, size)
+
+
+def spread(shape: Shape, node: Node, workload: Workload, size: int) -> Layout:
+    """Servers over `size` GPUs each, whether or not that is best; see lay_out."""
+    kv_tokens = _kv_tokens(shape, node, size)
+    sequence_tokens = MEAN_PROMPT_TOKENS + workload.mean_tokens
     return Layout(
         num_servers=node.num_gpus // size,
         tensor_parallel=size,
         max_num_seqs=max(1, min(MAX_SEQUENCES, kv_tokens // sequence_tokens)),
-        max_model_len=longest,
+        max_model_len=_longest(workload),
         kv_tokens=kv_tokens,
     )
+
+
+def _longest(workload: Workload) -> int:
+    """Tokens of the longest sequence, in whole blocks."""
+    return _rounded_up(MAX_PROMPT_TOKENS + workload.max_tokens, _BLOCK_TOKENS)
 
 
 def _kv_tokens(shape: Shape, node: Node, size: int) -> int:

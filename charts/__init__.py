@@ -1,0 +1,1 @@
+"""What builds the charts: copies of what they carry, and their READMEs."""

@@ -1,0 +1,107 @@
+"""A proxy before S3 that answers 503 and cuts connections, by a seed, and counts what it did.
+
+Addresses stay as they were signed, so the server behind it accepts what it lets through.
+"""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.cluster.real.node import ADDRESS
+from tests.cluster.real.s3 import PORT as S3_PORT
+
+PORT = 7071
+URL = f"http://{ADDRESS}:{PORT}"
+
+
+@dataclass
+class Faults:
+    """What to do to how many requests."""
+
+    refused: float = 0.2  # share of requests that are answered 503
+    cut_every: int = 50  # each such answer ends in its middle
+    seed: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._lock = threading.Lock()
+
+    def next(self) -> str:
+        """What becomes of the next request."""
+        with self._lock:
+            self.done["requests"] += 1
+            fault = "passed"
+            if self._random.random() < self.refused:
+                fault = "refused"
+            elif not self.done["requests"] % self.cut_every:
+                fault = "cut"
+            self.done[fault] += 1
+            return fault
+
+
+@contextmanager
+def faulty(faults: Faults) -> Iterator[Faults]:
+    """S3 at URL, as bad as `faults` says."""
+    handler = type("Handler", (_Handler,), {"faults": faults})
+    server = ThreadingHTTPServer((ADDRESS, PORT), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield faults
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    faults: Faults
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.faults.next()
+        if fault == "refused":
+            self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+            return
+        upstream = HTTPConnection(ADDRESS, S3_PORT, timeout=60)
+        try:
+            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() != "connection":
+                    upstream.putheader(name, value)
+            upstream.endheaders(body)
+            response = upstream.getresponse()
+            data = response.read()
+            headers = {name: value for name, value in response.getheaders() if name != "Connection"}
+        finally:
+            upstream.close()
+        self._answer(response.status, headers, data, is_cut=fault == "cut")
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass
+
+    def _answer(
+        self, status: int, headers: dict[str, str], data: bytes, *, is_cut: bool = False
+    ) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length", str(len(data)))
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(data)))
+        self.end_headers()
+        if is_cut:
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        elif self.command != "HEAD":
+            self.wfile.write(data)

@@ -1,0 +1,41 @@
+"""Tests of progress: from a stage's log in a pod to the file that Argo reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmar_jobs.cluster.stage_lines import StageLines, progress_of
+from mmar_jobs.progress import lines
+from tests.cluster.test_run_job import Log
+
+
+def test_a_stage_without_a_terminal_tells_its_progress_now_and_then() -> None:
+    """In steps of time and not of work; short work says nothing."""
+    log = Log()
+    with lines(log, every_s=0)("asked", 4) as advance:
+        advance(1)
+        advance(2)
+    assert [1, 3] == [values["done"] for _, values in log.events]
+    quiet = Log()
+    with lines(quiet)("asked", 4) as advance:
+        advance(4)
+    assert [] == quiet.events
+
+
+def test_argo_reads_how_far_the_stage_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As N/M, the newest alone; the stage's lines come out as they are."""
+    file = tmp_path / "progress"
+    said = [json.dumps({"event": "progress", "done": n, "total": 4}) for n in (1, 3)]
+    for line in (*said, "not JSON {"):
+        StageLines(file).write(line)
+    assert "3/4\n" == file.read_text()
+    assert [*said, "not JSON {"] == capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("line", ["", "{", '{"event": "job_finished"}', "plain"])
+def test_other_lines_are_no_progress(line: str) -> None:
+    """Whatever else a stage says."""
+    assert progress_of(line) is None

@@ -1,0 +1,62 @@
+"""The YAML of k8s/, argo/ and charts/ as objects.
+
+Not here: what must hold for them.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = ROOT / "k8s" / "jobs"
+ARGO = ROOT / "argo"
+CHARTS = ROOT / "charts"
+
+Object = dict[str, Any]
+
+
+def read(path: Path) -> list[Object]:
+    """All objects of one file."""
+    return [item for item in yaml.safe_load_all(path.read_text(encoding="utf-8")) if item]
+
+
+def read_one(path: Path) -> Object:
+    """The only object of a file."""
+    [found] = read(path)
+    return found
+
+
+@cache
+def jobs() -> dict[str, Object]:
+    """The Job of every stage, by stage."""
+    found = [read_one(path) for path in sorted(JOBS.glob("*.yaml")) if path.stem != "kustomization"]
+    return {job["metadata"]["labels"]["mmar-jobs/stage"]: job for job in found}
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string anywhere in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from strings(key)
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+def pod_of(item: Object) -> Object | None:
+    """The metadata and spec of the pods that an object makes, None where it makes none."""
+    spec = item.get("spec", {})
+    match item["kind"]:
+        case "Pod":
+            return {"metadata": item["metadata"], "spec": spec}
+        case "CronJob":
+            return dict(spec["jobTemplate"]["spec"]["template"])
+        case "Job" | "StatefulSet" | "Deployment":
+            return dict(spec["template"])
+    return None
