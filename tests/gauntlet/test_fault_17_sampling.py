@@ -13,6 +13,7 @@ from mmar_jobs.errors import ExitCode
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.tiny import tiny_model_folder
+from tests.fakes import FakeEngine, think
 from tests.gauntlet.conftest import HealthyRun
 from tests.gauntlet.planted import stopped
 
@@ -41,7 +42,7 @@ class Ignorant:
         self, requests: Sequence[Request], sampling: Sampling, on_answer: Callable[[int], None]
     ) -> list[list[Completion]]:
         """Answers with the option's default."""
-        default = {"top_k": 0, "repetition_penalty": 1}.get(self.ignored)
+        default = {"top_k": 0, "repetition_penalty": 1}[self.ignored]
         return self.engine.answer(requests, replace(sampling, **{self.ignored: default}), on_answer)
 
 
@@ -57,12 +58,21 @@ def test_17_our_engine_honours_what_it_is_given(engine: Engine) -> None:
     check_sampling(engine, USED)
 
 
-@pytest.mark.parametrize("option", ["top_k", "repetition_penalty", "thinking_token_budget"])
+@pytest.mark.parametrize("option", ["top_k", "repetition_penalty"])
 def test_17_an_ignored_option_is_found_by_asking(engine: Engine, option: str) -> None:
     """The earlier attempt tuned two options for weeks that never reached the model."""
-    used = replace(USED, thinking_token_budget=99 if option == "thinking_token_budget" else None)
-    stop = stopped(lambda: check_sampling(Ignorant(engine, option), used))
+    stop = stopped(lambda: check_sampling(Ignorant(engine, option), USED))
     stop.says(ExitCode.DATA, f"the engine ignores {option}", "top-level field")
+
+
+def test_17_an_ignored_budget_of_thinking_is_found_by_asking() -> None:
+    """Thinking that goes on past a budget is found; of what never thinks nothing is claimed."""
+    budgeted = Sampling(0, 1, 0, 1, 64, 0, thinking_token_budget=32)
+    identity = ModelIdentity(base_digest="b" * 64)
+    deaf = FakeEngine(identity, lambda *_: think("one", "a tone, and then " * 9))
+    stop = stopped(lambda: check_sampling(deaf, budgeted))
+    stop.says(ExitCode.DATA, "the engine ignores thinking_token_budget", "top-level field")
+    check_sampling(FakeEngine(identity, lambda *_: "<think>"), budgeted)
 
 
 def test_17_a_run_stops_before_its_first_question(run_after: HealthyRun) -> None:

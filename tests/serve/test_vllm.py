@@ -66,17 +66,32 @@ def test_siblings_differ_and_options_are_honoured(vllm: Vllm) -> None:
     for completions in ask(engine, requests(16), DRAWN):
         assert 16 == len(completions)
         assert len({one.text for one in completions}) > 1
-    check_sampling(engine, Sampling(0.9, 0.95, 5, 1.2, 64, 0, thinking_token_budget=32))
+    check_sampling(engine, Sampling(0.9, 0.95, 5, 1.2, 64, 0))
 
 
 def test_what_repeats_itself_is_cut(vllm: Vllm) -> None:
     """Where a penalty rewards repetition the model goes in circles, until the server ends it."""
-    circling = replace(GREEDY, temperature=0, repetition_penalty=0.5)
+    circling = replace(GREEDY, repetition_penalty=0.5)
     detecting = replace(circling, repetition_detection=RepetitionDetection(8, 1, 3))
     engine = engine_of(vllm)
-    for [free], [cut] in zip(
-        ask(engine, requests(), circling), ask(engine, requests(), detecting), strict=True
-    ):
-        assert free.text.startswith(cut.text)
-        assert Finish.LENGTH is cut.finish
-        assert cut.num_tokens < free.num_tokens == GREEDY.max_tokens
+    pairs = list(
+        zip(ask(engine, requests(), circling), ask(engine, requests(), detecting), strict=True)
+    )
+    assert all(free.text.startswith(cut.text) for [free], [cut] in pairs)
+    cuts = [cut for [free], [cut] in pairs if cut.num_tokens < free.num_tokens]
+    assert cuts
+    assert {Finish.LENGTH} == {cut.finish for cut in cuts}
+
+
+def test_thinking_ends_with_its_budget(vllm: Vllm) -> None:
+    """After four tokens of thinking its end is forced; what does not begin to think has none."""
+    engine = engine_of(vllm)
+    free = ask(engine, requests(), GREEDY)
+    short = ask(engine, requests(), replace(GREEDY, thinking_token_budget=4))
+    thinking = [one.text for [one] in free if one.text.startswith("<think>")]
+    assert len(thinking) >= len(free) // 2
+    assert all(len(text.partition("</think>")[0].split()) > 4 for text in thinking)
+    ended = [one.text for [one] in short if one.text.startswith("<think>")]
+    assert len(thinking) == len(ended)
+    assert all("</think>" in text for text in ended)
+    assert all(len(text.partition("</think>")[0].split()) <= 4 for text in ended)

@@ -17,8 +17,12 @@ from pathlib import Path
 from mmar_jobs.engine.serving import Layout, serve_args
 from mmar_jobs.engine.serving_command import served_name
 
-# What the CPU build wants besides: no graphs, a fixed cache, and no telemetry or hub.
-_ON_CPU = ("--enforce-eager", "--host", "127.0.0.1")
+# What the CPU build wants besides: no graphs. Its worker would be a third process that imports all
+# of vLLM, which is most of the start on a slow machine: it works inside the second one.
+_ON_CPU = (
+    *("--enforce-eager", "--host", "127.0.0.1", "--distributed-executor-backend"),
+    "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+)
 _LAYOUT = Layout(num_servers=1, tensor_parallel=1, max_num_seqs=64, max_model_len=2048, kv_tokens=0)
 _READY_S = 400
 
