@@ -17,7 +17,7 @@ space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
 	verdict score submission manifest identity split layout))
 
-.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy charts check coverage \
+.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy images charts check coverage \
 	goldens clean
 
 help: ## list the verbs
@@ -61,6 +61,9 @@ deploy-tools: ## a pinned Helm in ~/.cache (needs Go; 1 GB of its cache)
 
 test-deploy: setup deploy-tools ## charts, workflows, manifests and images against their schemas and each other
 	@OMP_NUM_THREADS=1 $(RUN) pytest -q tests/deploy -m "not slow"
+
+images: setup ## build the three images with buildah, podman or docker
+	@for image in cpu train serve; do images/build $$image || exit; done
 
 charts: setup ## renew what charts carry: Jobs, workflows, vLLM's options, READMEs
 	@$(RUN) python -m charts.package
