@@ -68,7 +68,7 @@ charts: setup ## renew what charts carry: Jobs, workflows, vLLM's options, READM
 test-cluster: setup deploy-tools ## a real Kubernetes in namespaces of its own (root; 10 minutes of Go at first)
 	@tests/cluster/real/install
 	@tests/cluster/real/enter $(UV) run --no-sync --offline pytest -q tests/cluster/real \
-		-p no:randomly --allow-hosts=127.0.0.1,10.222.0.1 --timeout 600 --durations 10
+		-p no:randomly --allow-hosts=127.0.0.1,10.222.0.1 --timeout 900 --durations 10
 
 check: setup ## formatting, lint, types
 	@$(RUN) ruff format --check .
