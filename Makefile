@@ -17,8 +17,8 @@ space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
 	verdict score submission manifest identity split layout))
 
-.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy test-cluster charts check coverage \
-	goldens clean
+.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster \
+	images charts check coverage goldens clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -59,8 +59,14 @@ deploy-tools: ## a pinned Helm in ~/.cache (needs Go; 1 GB of its cache)
 		"-X $(CHARTUTIL).k8sVersionMajor=1 -X $(CHARTUTIL).k8sVersionMinor=34" \
 		helm.sh/helm/v3/cmd/helm@v3.22.0
 
-test-deploy: setup deploy-tools ## charts, workflows, manifests and images against their schemas and each other
+test-deploy: setup deploy-tools ## charts, workflows, manifests, images: schemas, and each other
 	@OMP_NUM_THREADS=1 $(RUN) pytest -q tests/deploy -m "not slow"
+
+lint-deploy: setup ## Checkov over what charts render and over k8s/, in an environment of its own
+	@$(UV) tool run --quiet --from checkov==3.3.30 checkov --config-file tests/deploy/checkov.yaml
+
+images: setup ## build the three images with buildah, podman or docker
+	@for image in cpu train serve; do images/build $$image || exit; done
 
 charts: setup ## renew what charts carry: Jobs, workflows, vLLM's options, READMEs
 	@$(RUN) python -m charts.package

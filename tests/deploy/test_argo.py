@@ -187,7 +187,7 @@ def _calls() -> list[tuple[Template, str]]:
     return [*found, (templates()["mmar-jobs-stage", "ingest"], "ingest")]
 
 
-@pytest.mark.parametrize(("leaf", "stage"), _calls(), ids=str)
+@pytest.mark.parametrize(("leaf", "stage"), _calls(), ids=lambda item: getattr(item, "home", item))
 def test_flags_of_stages_exist(leaf: Template, stage: str) -> None:
     """What a workflow gives a stage is a flag of that stage's command."""
     args = leaf.body["container"]["args"]
