@@ -17,8 +17,8 @@ space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
 	verdict score submission manifest identity split layout))
 
-.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster images \
-	charts check coverage goldens clean
+.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster \
+	images charts check coverage goldens clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -74,7 +74,7 @@ charts: setup ## renew what charts carry: Jobs, workflows, vLLM's options, READM
 test-cluster: setup deploy-tools ## a real Kubernetes in namespaces of its own (root; 10 minutes of Go at first)
 	@tests/cluster/real/install
 	@tests/cluster/real/enter $(UV) run --no-sync --offline pytest -q tests/cluster/real \
-		-p no:randomly --allow-hosts=127.0.0.1,10.222.0.1 --timeout 600 --durations 10
+		-p no:randomly --allow-hosts=127.0.0.1,10.222.0.1 --timeout 900 --durations 10
 
 check: setup ## formatting, lint, types
 	@$(RUN) ruff format --check .
