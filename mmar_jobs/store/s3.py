@@ -7,19 +7,21 @@ botocore's own standard mode; AWS_MAX_ATTEMPTS changes their number.
 import hashlib
 import io
 import threading
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS
 
 from mmar_jobs.errors import DataError, SettingsError, TryAgain
 from mmar_jobs.store import disk, s3_errors
@@ -46,6 +48,10 @@ _DIGEST: Final = "sha256"
 # One put takes 5 GiB and an upload 10,000 parts: these reach 320 GB, with ten in memory at a time.
 _STREAMED: Final = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=32 << 20)
 _READ_BYTES: Final = 1 << 20
+_NUM_READS: Final = 5  # as s3transfer's downloads
+_PAUSE_S: Final = 0.1
+
+T = TypeVar("T")
 
 
 class S3Store:
@@ -56,15 +62,13 @@ class S3Store:
         if endpoint_url is not None:
             _check_endpoint(endpoint_url)
         with s3_errors.explained("open", address.uri, endpoint_url or ""):
-            self._client = _client(endpoint_url)
+            self._client, self._sent = _client(endpoint_url)
         self._leases: list[S3Lease] = []
-        self._num_sent, self._counting = 0, threading.Lock()
-        self._client.meta.events.register("before-send.s3", self._count)
 
     @property
     def num_requests(self) -> int:
-        """Requests sent so far, repeated ones too; S3 bills each."""
-        return self._num_sent
+        """Requests that this process sent to the endpoint, repeated ones too; S3 bills each."""
+        return self._sent.num
 
     @property
     def uri(self) -> str:
@@ -73,19 +77,27 @@ class S3Store:
 
     def read(self, key: str) -> bytes:
         """See Store."""
-        with self._explained("read", key), _missing_as_data(self._uri_of(key)):
+
+        def whole() -> bytes:
             answer = self._client.get_object(**self._at(key))
             return answer["Body"].read()
 
+        with self._explained("read", key), _missing_as_data(self._uri_of(key)):
+            return _unbroken(whole)
+
     def measure(self, key: str) -> Measure:
         """See Store."""
-        digest, size_bytes = hashlib.sha256(), 0
-        with self._explained("read", key), _missing_as_data(self._uri_of(key)):
+
+        def measured() -> Measure:
+            digest, size_bytes = hashlib.sha256(), 0
             answer = self._client.get_object(**self._at(key))
             for block in answer["Body"].iter_chunks(_READ_BYTES):
                 digest.update(block)
                 size_bytes += len(block)
-        return Measure(digest.hexdigest(), size_bytes)
+            return Measure(digest.hexdigest(), size_bytes)
+
+        with self._explained("read", key), _missing_as_data(self._uri_of(key)):
+            return _unbroken(measured)
 
     def exists(self, key: str) -> bool:
         """See Store."""
@@ -175,10 +187,6 @@ class S3Store:
         finally:
             self._leases = [held for held in self._leases if held is not lease]
             lease.release()
-
-    def _count(self, **_: Any) -> None:
-        with self._counting:  # transfers send from several threads
-            self._num_sent += 1
 
     @property
     def _endpoint(self) -> str:
@@ -274,8 +282,30 @@ def _check_endpoint(endpoint_url: str) -> None:
         raise SettingsError("the S3 endpoint must begin with http:// or https://: correct it")
 
 
+def _unbroken(read: Callable[[], T]) -> T:
+    """What `read` gives, tried again where a body breaks off: botocore retries heads only."""
+    for number in range(_NUM_READS - 1):
+        with suppress(*S3_RETRYABLE_DOWNLOAD_ERRORS):
+            return read()
+        time.sleep(_PAUSE_S * 2**number)
+    return read()
+
+
+class _Sent:
+    """Counts requests, which transfers send from several threads."""
+
+    def __init__(self) -> None:
+        self.num = 0
+        self._lock = threading.Lock()
+
+    def count(self, **_: Any) -> None:
+        """Take one more; botocore's handlers get much that is not needed here."""
+        with self._lock:
+            self.num += 1
+
+
 @cache
-def _client(endpoint_url: str | None) -> "S3Client":
+def _client(endpoint_url: str | None) -> "tuple[S3Client, _Sent]":
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
@@ -284,6 +314,9 @@ def _client(endpoint_url: str | None) -> "S3Client":
         s3={"addressing_style": "path" if endpoint_url else "auto"},
     )
     try:
-        return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+        client = boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
     except ValueError as error:
         raise SettingsError("the S3 endpoint is not a URL: correct it") from error
+    sent = _Sent()
+    client.meta.events.register("before-send.s3", sent.count)
+    return client, sent

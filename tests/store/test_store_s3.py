@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmar_jobs.errors import DataError, MmarError, SettingsError, TryAgain
+from mmar_jobs.manifest import sha256
 from mmar_jobs.store import open_store
+from mmar_jobs.store.base import Measure
 
 from .conftest import BUCKET, ENVIRONMENT, Place
 
@@ -40,11 +42,12 @@ BODY = b"<Error><Code>%s</Code><Message>key very-secret-word</Message></Error>"
 
 @contextmanager
 def answering(
-    status: int, code: str, *, body: bytes | None = None, promised_bytes: int = 0
+    status: int, code: str, *, body: bytes | None = None, promised_bytes: int = 0, num_cut: int = 99
 ) -> Iterator[tuple[str, list[str]]]:
     """URL of a server that gives one answer to everything, and the list of methods it was asked.
 
-    With status 0 the bucket says what to answer: "503-slowdown".
+    With status 0 the bucket says what to answer: "503-slowdown". The first `num_cut` answers that
+    promise more than they hold break off, later ones promise what they hold.
     """
     asked: list[str] = []
     names = {name.lower(): name for name in ANSWERS}
@@ -59,7 +62,8 @@ def answering(
             error = code or names.get(bucket_code, "")
             content = BODY % error.encode() if body is None else body
             self.send_response(status or int(bucket_status))
-            self.send_header("Content-Length", str(promised_bytes or len(content)))
+            is_cut = promised_bytes and len(asked) <= num_cut
+            self.send_header("Content-Length", str(promised_bytes if is_cut else len(content)))
             self.send_header("ETag", '"1"')
             self.send_header("Connection", "close")
             self.end_headers()
@@ -146,6 +150,16 @@ def test_an_answer_cut_short_is_never_taken_for_the_whole() -> None:
     """The connection breaks after 3 of 100 bytes: no half content comes back."""
     with answering(200, "", body=b"abc", promised_bytes=100) as (url, _), pytest.raises(TryAgain):
         open_store("s3://bucket", endpoint_url=url).read("a")
+
+
+def test_a_body_that_breaks_off_is_read_again() -> None:
+    """Two of three answers are cut: the third is the whole, for a read and for a measure."""
+    for call in ("read", "measure"):
+        broken = answering(200, "", body=b"abc", promised_bytes=100, num_cut=2)
+        with broken as (url, asked):
+            found = getattr(open_store("s3://bucket", endpoint_url=url), call)("a")
+        assert found == (b"abc" if call == "read" else Measure(sha256(b"abc"), 3))
+        assert ["GET"] * 3 == asked
 
 
 def test_a_missing_bucket_is_a_settings_error(moto: Place, tmp_path: Path) -> None:
