@@ -4,14 +4,11 @@ Not here: what commands do, and their settings.
 """
 
 import difflib
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from rich.console import Console
@@ -36,6 +33,7 @@ from mmar_jobs.output import write_output
 from mmar_jobs.progress import Advance, Tracker, bars, lines, no_bar
 from mmar_jobs.recipes import check_installed
 from mmar_jobs.settings import Command
+from mmar_jobs.sigterm import noted_sigterm
 from mmar_jobs.stages import Edges
 from mmar_jobs.store import open_store
 
@@ -214,25 +212,19 @@ def _copy(data: bytes, path: Path) -> None:
 @contextmanager
 def _preemptible(track: Tracker) -> Iterator[Tracker]:
     """Turn SIGTERM into TryAgain at the next point where all finished work is durable."""
-    asked = threading.Event()
+    with noted_sigterm() as asked:
 
-    def note(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        asked.set()
+        @contextmanager
+        def tracked(label: str, total: int) -> Iterator[Advance]:
+            with track(label, total) as advance:
 
-    @contextmanager
-    def tracked(label: str, total: int) -> Iterator[Advance]:
-        with track(label, total) as advance:
+                def checked(num_done: int) -> None:
+                    advance(num_done)
+                    if asked.is_set():
+                        raise TryAgain(
+                            "asked to stop (SIGTERM): run the same command again to go on"
+                        )
 
-            def checked(num_done: int) -> None:
-                advance(num_done)
-                if asked.is_set():
-                    raise TryAgain("asked to stop (SIGTERM): run the same command again to go on")
+                yield checked
 
-            yield checked
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
         yield tracked
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -4,12 +4,8 @@ Not here: waiting for the Job (run_job.py).
 """
 
 import argparse
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +18,7 @@ from mmar_jobs.cluster.stage_lines import StageLines
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.output import write_output
 from mmar_jobs.settings import RunId, argo_progress_file
+from mmar_jobs.sigterm import noted_sigterm
 
 JOBS: Final = Path("/etc/mmar-jobs/jobs")  # where the chart mounts them
 
@@ -66,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     template = find_template(arguments.job or arguments.jobs, work.stage)
     manifest = job_of(template, work, image=arguments.image, flags=arguments.flags)
     log = logs.configure("auto").bind(run_id=work.run_id, stage=work.stage)
-    with _terminated() as stopped:
+    with noted_sigterm() as stopped:
         ending = JobRun(
             open_cluster(arguments.namespace),
             manifest,
@@ -97,19 +94,3 @@ def _write_outputs(folder: Path, outcome: Mapping[str, Any]) -> None:
     for name, value in outcome.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         write_output(folder / name, text)
-
-
-@contextmanager
-def _terminated() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets."""
-    stopped = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stopped.set()
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGTERM, before)

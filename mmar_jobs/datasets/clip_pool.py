@@ -7,14 +7,12 @@ its reason and not an error; the death of a worker is one.
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from mmar_jobs.audio import check_length
@@ -25,6 +23,7 @@ from mmar_jobs.errors import DataError, SettingsError, TryAgain
 from mmar_jobs.failures import explain
 from mmar_jobs.manifest import sha256
 from mmar_jobs.progress import Tracker
+from mmar_jobs.sigterm import noted_sigterm
 from mmar_jobs.store import read_uri
 
 _BATCH: Final = 16
@@ -70,7 +69,7 @@ def examine_each(
     """
     distinct = list(dict.fromkeys(paths))
     cache = _open(place.cache)
-    with _stoppable() as stop, track("examining clips", len(distinct)) as advance:
+    with noted_sigterm() as stop, track("examining clips", len(distinct)) as advance:
         try:
             for names, results in _batches(distinct, place, jobs):
                 if cache is not None:
@@ -165,22 +164,3 @@ def _examine(path: str, place: Place, cache: ClipCache | None) -> Examined:
         known_as = error if isinstance(error, SettingsError) else explain(error)
         return Examined(None, None, f"{path}: {known_as or error}", digest)
     return Examined(facts, made, "", digest, is_new=known is None)
-
-
-@contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """Note SIGTERM instead of dying of it; only the main thread can."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        asked.set()
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
