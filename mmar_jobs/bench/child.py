@@ -40,6 +40,12 @@ def timed(command: Sequence[str]) -> float:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
     wall_s = time.perf_counter() - start_s
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise DataError(f"the measured command ended with exit code {done.returncode}: {last}")
+        raise DataError(
+            f"the measured command ended with exit code {done.returncode}: {last_words(done)}"
+        )
     return wall_s
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a process wrote to standard error."""
+    return (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -40,10 +40,11 @@ def compare_results(
     DataError where not one can be compared, since that says nothing at all.
     """
     before = {one.key: one for one in baseline}
+    measured = {one.key for one in new}
     stated = tuple(one for one in new if one.direction == "none")
     judged = [one for one in new if one.direction != "none"]
     pairs = [(one, before[one.key]) for one in judged if one.key in before]
-    problems = [_lost(one) for one in baseline if one.key not in {made.key for made in new}]
+    problems = [_lost(one) for one in baseline if one.key not in measured]
     judgements: list[Judgement] = []
     for one, other in pairs:
         problem = _unlike(one, other)

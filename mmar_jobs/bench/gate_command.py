@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmar_jobs.arguments import Parser
+from mmar_jobs.arguments import Parser, not_negative
 from mmar_jobs.errors import DataError, ExitCode
 from mmar_jobs.lines import open_lines
 from mmar_jobs.output import write_output
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
     flag("--alpha", "chance that anything is called worse where nothing is", _share, 0.05)
     flag("--min-change", "share by which a speed or size must differ", _share, 0.03)
-    flag("--min-absolute", "and by how much of its unit", _amount, 0.0)
+    flag("--min-absolute", "and by how much of its unit", not_negative, 0.0)
     flag("--margin", "loss of accuracy that is none, if shown to be smaller", _share, 0.02)
     flag("--seed", "of the bootstrap", int, 0)
     flag("--junit", "write JUnit XML to this file", Path)
@@ -70,17 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _share(text: str) -> float:
-    value = _amount(text)
+    value = not_negative(text)
     if value >= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share: give a number below 1")
-    return value
-
-
-def _amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
     return value

@@ -30,16 +30,16 @@ def headline(made: Comparison) -> str:
 
 def to_markdown(made: Comparison) -> str:
     """A table of all figures, worst first, with what could not be compared below it."""
+    confidence = f"{100 * (1 - made.rule.alpha / max(1, len(made.judgements))):.4g} %"
     lines = [
         f"### {headline(made)}",
         "",
-        "| figure | case | baseline | new | change | 95 % interval | would have shown | outcome |",
+        f"| figure | case | baseline | new | change | {confidence} interval | would have shown "
+        "| outcome |",
         "|---|---|---|---|---|---|---|---|",
         *(_markdown_row(one) for one in _worst_first(made.judgements)),
         "",
     ]
-    confidence = f"{100 * (1 - made.rule.alpha / max(1, len(made.judgements))):.4g} %"
-    lines = [line.replace("95 % interval", f"{confidence} interval") for line in lines]
     notes = [
         *(f"Not compared: {problem}" for problem in made.problems),
         *(

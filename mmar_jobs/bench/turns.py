@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmar_jobs.bench.child import last_words
 from mmar_jobs.bench.difference import NUM_ITEMS, TURNS
 from mmar_jobs.bench.result import Measurement, parse_measurements
 from mmar_jobs.errors import DataError, SettingsError
@@ -42,8 +43,9 @@ class Side:
                 command, cwd=self.folder, capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
-                last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-                raise DataError(f"bench in {self.folder} ended with {done.returncode}: {last}")
+                raise DataError(
+                    f"bench in {self.folder} ended with {done.returncode}: {last_words(done)}"
+                )
             return parse_measurements(open_lines(str(file)), str(file))
 
 
