@@ -26,6 +26,8 @@ from mmar_jobs.errors import ExitCode, SettingsError
 if TYPE_CHECKING:
     import torch
 
+    from mmar_jobs.settings import Process
+
 
 def bench(arguments: Sequence[str]) -> int:
     """Run the benchmark that is named first; `--list` names them all."""
@@ -40,6 +42,7 @@ def bench(arguments: Sequence[str]) -> int:
         return ExitCode.DONE
     if chosen.name is None:
         parser.error(f"name a benchmark: {', '.join(_BENCHES)}")
+    chosen.given = arguments
     return _BENCHES[chosen.name][2](chosen)
 
 
@@ -49,6 +52,8 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--num-layers", "cut the model to this many layers", type=positive, shown="all")
     several = "real tokens of a packed row, or several as 2048,8192"
     flag("--tokens", several, type=row_sizes, default="8192")
+    flag("--rows", "packed rows a step, dealt out to processes", type=positive, shown="processes")
+    flag("--processes", "one GPU each, of this machine", type=positive, default=1)
     flag("--example-tokens", "tokens of every packed example", type=positive, shown="a mix")
     flag("--rank", "LoRA rank", type=positive, default=64)
     flag("--dropout", "dropout on the LoRA input", type=float, default=0.05)
@@ -68,7 +73,13 @@ def _train(chosen: argparse.Namespace) -> int:
     from mmar_jobs.bench.environment import read_environment  # noqa: PLC0415
     from mmar_jobs.bench.figures import TrainBench  # noqa: PLC0415
     from mmar_jobs.bench.train import run_train_bench  # noqa: PLC0415
+    from mmar_jobs.launch import launch  # noqa: PLC0415
+    from mmar_jobs.qlora.distributed import join_workers  # noqa: PLC0415
+    from mmar_jobs.settings import launched  # noqa: PLC0415
 
+    process = launched()
+    if process.num == 1 and chosen.processes > 1:
+        return launch(["bench", *chosen.given], chosen.processes)
     settings = TrainBench(
         shape=chosen.shape,
         num_layers=chosen.num_layers,
@@ -83,14 +94,22 @@ def _train(chosen: argparse.Namespace) -> int:
         num_warmup=chosen.warmup,
         seed=chosen.seed,
         compare=chosen.compare,
+        rows=chosen.rows or process.num,
+        processes=process.num,
     )
-    device = _device(chosen.device)
+    device = _device(chosen.device, process)
     check_writable(chosen.json)
     environment = read_environment(device, commit=chosen.commit, image=chosen.image)
-    return report(run_train_bench(settings, device, environment), chosen.json)
+    with join_workers(process.rank, process.num, device) as workers:
+        measurements = run_train_bench(settings, device, environment, workers)
+        if workers.is_first:
+            return report(measurements, chosen.json)
+        for _ in measurements:  # measured beside the first, which speaks for all
+            pass
+    return ExitCode.DONE
 
 
-def _device(name: str) -> "torch.device":
+def _device(name: str, process: "Process") -> "torch.device":
     import torch  # noqa: PLC0415 - seconds that --help must not pay
 
     try:
@@ -99,8 +118,13 @@ def _device(name: str) -> "torch.device":
         raise SettingsError(f"--device {name} is not known to torch") from error
     if device.type not in {"cuda", "cpu"}:
         raise SettingsError(f"--device {name}: only cuda and cpu can be measured")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"there is no device {name} here: try --device cpu --shape tiny")
+    if device.type == "cpu":
+        return device
+    if process.num > 1:
+        device = torch.device("cuda", process.local_rank)
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"there is no device {device} here: try --device cpu --shape tiny")
+    torch.cuda.set_device(device)
     return device
 
 

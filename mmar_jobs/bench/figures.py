@@ -23,7 +23,10 @@ _GIB: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class TrainBench:
-    """What to measure. `tokens` are row sizes, measured one after the other on one model."""
+    """What to measure. `tokens` are row sizes, measured one after the other on one model.
+
+    `rows` packed rows make a step; they are dealt out to `processes`, each with a GPU of its own.
+    """
 
     shape: Literal["30b", "tiny"] = "30b"
     num_layers: int | None = None
@@ -39,6 +42,8 @@ class TrainBench:
     seed: int = 0
     learning_rate: float = 1e-3
     compare: Literal["peft"] | None = None
+    rows: int = 1
+    processes: int = 1
 
     @property
     def memory_bytes(self) -> int:
@@ -85,10 +90,13 @@ class Figures:
     ) -> None:
         self.environment, self.tokens, self.path = environment, tokens, path
         self.speed = 0.0
+        self.step_tokens, self.processes = tokens * bench.rows, bench.processes
         self.case: dict[str, Scalar] = {
             "shape": bench.shape,
             "num_layers": bench.model_shape.num_layers,
             "tokens": tokens,
+            "rows": bench.rows,
+            "processes": bench.processes,
             "example_tokens": bench.example_tokens,
             "rank": bench.rank,
             "dropout": bench.dropout if path == "mmar" else 0.0,
@@ -120,8 +128,8 @@ class Figures:
 
     def of_steps(self, timed: Timed, factors: Iterable[Tensor]) -> Iterator[Measurement]:
         """Speed with the number of trained numbers, step time, loss, and on CUDA the peak."""
-        self.speed = self.tokens / statistics.median(timed.seconds)
-        speeds = [self.tokens / seconds for seconds in timed.seconds]
+        self.speed = self.step_tokens / statistics.median(timed.seconds)
+        speeds = [self.step_tokens / seconds for seconds in timed.seconds]
         num_trained = sum(factor.numel() for factor in factors)
         yield self.one("tokens_per_s", "tokens/s", "higher", speeds, num_trained=num_trained)
         yield self.one("step_seconds", "s", "lower", timed.seconds)
@@ -159,6 +167,7 @@ class Figures:
         """Model FLOPs utilisation (flops.py), where the device's peak is known."""
         peak = peak_bf16_flops(self.environment.device)
         if peak is not None:
+            peak *= self.processes
             shares = [flops / seconds / peak for seconds in timed.seconds]
             yield self.one("mfu", "share", "higher", shares, step_flops=flops, peak_flops=peak)
 

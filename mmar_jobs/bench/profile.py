@@ -18,9 +18,9 @@ _CLASSES: Final = (
     ("optimizer", r"adam|optimizer|multi_tensor|foreach|kquantizeblockwise"),
     ("attention", r"flash|fmha|attention"),
     # Our own Triton kernels come by the names of their functions (qlora/kernels).
-    ("lora", r"^_(inner|outer|factor|drop)_kernel"),
+    ("lora", r"^_(inner|outer|drop)_kernel"),
     ("grouped_gemm", r"grouped|group_gemm|groupproblem|^_matmul_kernel"),
-    ("dequantize", r"dequant|nf4|^_decode_kernel"),
+    ("dequantize", r"dequant|nf4|^_widen_kernel"),
     ("loss", r"softmax|cross_entropy|nll|loss"),
     ("copies", r"memcpy|memset|copy|catarray|_cat|::cat|fill|zero_|::_to_copy"),
     ("gemm", r"gemm|nvjet|cublas|cutlass|xmma|::mm|::addmm|::bmm|::linear|cijk"),

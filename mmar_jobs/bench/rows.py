@@ -56,8 +56,9 @@ def draw_rows(
         num_prompt = sizes.audio + sizes.text
         ids = torch.randint(0, audio_token, (sizes.total,), generator=generator)
         ids[1 : 1 + sizes.audio] = audio_token
-        rows.append(TrainRow(f"q{index}", ids, num_prompt, 1.0, f"clip{index}"))
-        audio[f"clip{index}"] = 0.02 * torch.randn(sizes.audio, hidden, generator=generator)
+        name = f"{seed}-{index}"
+        rows.append(TrainRow(f"q{name}", ids, num_prompt, 1.0, f"clip{name}"))
+        audio[f"clip{name}"] = 0.02 * torch.randn(sizes.audio, hidden, generator=generator)
     return rows, audio
 
 

@@ -23,13 +23,14 @@ from mmar_jobs.bench.rows import draw_rows
 from mmar_jobs.bench.shape import build_thinker
 from mmar_jobs.bench.stock import StockTrainer
 from mmar_jobs.errors import SettingsError
+from mmar_jobs.qlora.distributed import ALONE, GradientSum, Workers
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.loss import token_coefficients
 from mmar_jobs.qlora.memory import MemoryPlan, Trained, plan_memory
 from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, pack
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
-from mmar_jobs.qlora.step import Fit, row_loss, take_step
+from mmar_jobs.qlora.step import Fit, row_loss, share_rows, take_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +48,18 @@ class _Rows:
 
 
 def run_train_bench(
-    bench: TrainBench, device: torch.device, environment: Environment
+    bench: TrainBench, device: torch.device, environment: Environment, workers: Workers = ALONE
 ) -> Iterator[Measurement]:
-    """Measure every row size, ours first; yields figures as they come.
+    """Measure every row size, ours first; yields figures as they come, this process's own.
 
-    Raises SettingsError where a row does not fit the memory budget.
+    Raises SettingsError where a row does not fit the memory budget, or rows cannot be dealt out.
     """
+    _check_rows(bench)
     _limit_memory(bench, device)
     rows = {tokens: _draw(bench, tokens) for tokens in bench.tokens}
     measured: list[Figures] = []
     with _fits("the trainer"):
-        ours = _Ours(bench, device)
+        ours = _Ours(bench, device, workers)
         for tokens in bench.tokens:
             figures = Figures(bench, environment, tokens, path="mmar")
             yield from ours.measure(rows[tokens], tokens, figures)
@@ -67,6 +69,21 @@ def run_train_bench(
     if bench.compare:
         with _fits("the stock path"):
             yield from _compare(bench, device, rows, measured)
+
+
+def _check_rows(bench: TrainBench) -> None:
+    if bench.rows < bench.processes:
+        raise SettingsError(f"--rows {bench.rows} leaves some of {bench.processes} processes idle")
+    if bench.rows == 1:
+        return
+    if bench.compare:
+        raise SettingsError("--compare takes one row a step on one GPU: leave --rows out")
+    # Examples of any length would be packed anew, into one row more.
+    if not bench.example_tokens or any(num % bench.example_tokens for num in bench.tokens):
+        raise SettingsError(
+            "several rows a step need --example-tokens that divides --tokens, for example 1024: "
+            "then all rows are full"
+        )
 
 
 @contextmanager
@@ -103,7 +120,7 @@ def _compare(
 class _Ours:
     """The project's trainer on random weights."""
 
-    def __init__(self, bench: TrainBench, device: torch.device) -> None:
+    def __init__(self, bench: TrainBench, device: torch.device, workers: Workers) -> None:
         self.bench, self.device = bench, device
         model = build_thinker(
             bench.model_shape,
@@ -114,12 +131,15 @@ class _Ours:
         )
         recipe = LoraRecipe(rank=bench.rank, alpha=2.0 * bench.rank, dropout=bench.dropout)
         self.lora: LoraModel = attach_lora(model, recipe, seed=bench.seed)
+        factors = self.lora.factors()
         self.recipe = _recipe(bench, max(bench.tokens))
-        self.optimizer = build_optimizer(self.lora.factors().values(), self.recipe)
+        self.optimizer = build_optimizer(factors.values(), self.recipe)
+        self.gradients = GradientSum(factors, workers)
         self.step = 0
 
     def measure(self, rows: _Rows, tokens: int, figures: Figures) -> Iterator[Measurement]:
         """All figures of one row size."""
+        self.recipe = _recipe(self.bench, tokens)
         plan = self._plan(rows, tokens)
         self.lora.keep(plan.saved)
         timed = _time_steps(lambda: self.take(rows), self.bench, self.device)
@@ -129,30 +149,31 @@ class _Ours:
             self.bench.model_shape, self.bench.rank, rows.lengths, rows.completion_tokens
         )
         yield from figures.of_flops(timed, flops)
-        yield from figures.of_parts(self._time_parts(rows) for _ in timed.seconds)
+        yield from figures.of_parts(self._time_parts(rows, tokens) for _ in timed.seconds)
         step_s = statistics.median(timed.seconds)
         shares = profile_step(lambda: self.take(rows), self.device, step_s=step_s)
         yield from figures.of_profile(shares)
 
     def take(self, rows: _Rows) -> float:
         """One step of the trainer."""
-        fit = Fit(self.lora, self.recipe, rows.audio, self.optimizer)
+        fit = Fit(self.lora, self.recipe, rows.audio, self.optimizer, self.gradients)
         result = take_step(fit, rows.rows, step=self.step)
         self.step += 1
         return result.loss
 
     def _plan(self, rows: _Rows, tokens: int) -> MemoryPlan:
         bench = self.bench
-        trained = Trained(bench.rank, bench.optimizer, bench.quantization, accumulates=False)
+        accumulates = bench.rows > bench.processes
+        trained = Trained(bench.rank, bench.optimizer, bench.quantization, accumulates=accumulates)
         return plan_memory(
             bench.model_shape,
             tokens,
             bench.memory_bytes,
-            completion_tokens=rows.completion_tokens,
+            completion_tokens=rows.completion_tokens // bench.rows,
             trained=trained,
         )
 
-    def _time_parts(self, rows: _Rows) -> tuple[float, float, float]:
+    def _time_parts(self, rows: _Rows, tokens: int) -> tuple[float, float, float]:
         """Seconds of forward, backward, and optimizer with the gradients' norm, each waited for."""
         coefficients = token_coefficients(
             [row.weight for row in rows.rows],
@@ -162,7 +183,7 @@ class _Ours:
         self.optimizer.zero_grad(set_to_none=True)
         self.lora.dropout.active = True
         forward_s = backward_s = 0.0
-        for packed in pack(rows.rows, self.recipe.token_budget):
+        for _, packed, _ in share_rows(list(pack(rows.rows, tokens)), self.gradients):
             at = _now(self.device)
             loss, _ = row_loss(
                 self.lora, rows.rows, packed, audio=rows.audio, coefficients=coefficients
@@ -187,14 +208,18 @@ def _recipe(bench: TrainBench, token_budget: int) -> TrainRecipe:
 
 def _draw(bench: TrainBench, tokens: int) -> _Rows:
     shape = bench.model_shape
-    rows, audio = draw_rows(
-        tokens,
-        bench.example_tokens,
-        hidden=shape.hidden,
-        audio_token=shape.vocabulary - 1,
-        seed=bench.seed,
-    )
-    return _Rows(rows, audio)
+    drawn = _Rows([], {})
+    for seed in range(bench.seed, bench.seed + bench.rows):
+        rows, audio = draw_rows(
+            tokens,
+            bench.example_tokens,
+            hidden=shape.hidden,
+            audio_token=shape.vocabulary - 1,
+            seed=seed,
+        )
+        drawn.rows.extend(rows)
+        drawn.audio.update(audio)
+    return drawn
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -30,9 +30,9 @@ from mmar_jobs.qlora.kernels.grouped import (
     grouped_outer,
     one_group,
 )
-from mmar_jobs.qlora.kernels.lora import append_inner, dropped, place_factor
-from mmar_jobs.qlora.kernels.nf4 import decode_nf4
+from mmar_jobs.qlora.kernels.lora import append_inner, dropped
 from mmar_jobs.qlora.kernels.swiglu import swiglu, swiglu_backward
+from mmar_jobs.qlora.kernels.widen import widen
 from mmar_jobs.qlora.nf4 import Nf4Weight
 
 _BYTE: Final = 255
@@ -42,8 +42,8 @@ _BYTE: Final = 255
 class Projection:
     """Frozen matrices below one another, and how LoRA joins them.
 
-    `weights` are (E, O_w, I) or (O_w, I); their outputs stand side by side, G branches of LoRA
-    share them out among themselves in order.
+    `weights` are (E, O_w, I) or (O_w, I); their outputs stand side by side. LoRA's branches follow
+    in order, one to a weight, or two that halve it.
     """
 
     weights: tuple[Tensor | Nf4Weight, ...]
@@ -86,27 +86,12 @@ def widened(projection: Projection, bs: Sequence[Tensor], dtype: torch.dtype) ->
     out = torch.empty(
         (num_experts, num_out, width + len(bs) * rank), dtype=dtype, device=bs[0].device
     )
-    row = 0
+    row = branch = 0
     for weight, shape in zip(projection.weights, shapes, strict=True):
-        _fill(out[:, row : row + shape[1]], weight)
-        row += shape[1]
-    row = 0
-    for branch, b in enumerate(bs):
-        place_factor(b, out[:, row : row + b.shape[-2], width:], first_column=branch * rank)
-        row += b.shape[-2]
+        own = bs[branch : branch + shape[1] // bs[branch].shape[-2]]
+        widen(weight, own, out[:, row : row + shape[1]], first_column=branch * rank)
+        row, branch = row + shape[1], branch + len(own)
     return out
-
-
-def _fill(out_EOJ: Tensor, weight: Tensor | Nf4Weight) -> None:
-    width = weight.shape[-1]
-    if isinstance(weight, Nf4Weight):
-        # One matrix of an expert ends where the next begins only when nothing stands between.
-        whole = out_EOJ.stride(0) == out_EOJ.shape[1] * out_EOJ.stride(1)
-        if width % 64 == 0 and (whole or out_EOJ.shape[0] == 1):
-            decode_nf4(weight, out_EOJ)
-            return
-        weight = weight.dequantize(out_EOJ.dtype)
-    out_EOJ[..., :width].copy_(weight)
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -162,7 +162,7 @@ def _sum_rows(
     )
     sums = torch.zeros(1 + len(rows), dtype=torch.float64, device=lora.model.device)
     lora.dropout.active = True
-    for index, packed, is_last in _share(row_plan, fit.gradients):
+    for index, packed, is_last in share_rows(row_plan, fit.gradients):
         lora.dropout.row = step * _ROWS_PER_STEP + index
         part, nll_C = row_loss(lora, rows, packed, audio=fit.audio, coefficients=coefficients)
         sums[0] += part.detach()
@@ -174,7 +174,7 @@ def _sum_rows(
     return sums
 
 
-def _share(
+def share_rows(
     row_plan: Sequence[PackedRow], gradients: GradientSum
 ) -> Iterator[tuple[int, PackedRow, bool]]:
     """This process's rows with their numbers, and whether each is its last; there may be none.

@@ -22,10 +22,10 @@ from mmar_jobs.qlora.kernels import (  # noqa: E402
     cross_entropy,
     grouped,
     lora,
-    nf4,
     norm,
     rope,
     swiglu,
+    widen,
 )
 from mmar_jobs.qlora.nf4 import Nf4Weight  # noqa: E402
 
@@ -150,25 +150,31 @@ def test_dropped_is_the_mask_of_the_key(rate):
     torch.testing.assert_close(lora.dropped(x, scale=0.5, drop=dropout.key(2)), expected)
 
 
-def test_placed_factors_are_block_diagonal():
-    """Each branch's B in its own columns, zeros in the others', nothing to the left."""
-    gate, up = normal(2, 70, 24), normal(2, 50, 24, seed=1)
-    out = torch.full((2, 120, 64 + 48), 7.0, device=DEVICE)
-    lora.place_factor(gate, out[:, :70, 64:], first_column=0)
-    lora.place_factor(up, out[:, 70:, 64:], first_column=24)
-    expected = torch.full((2, 120, 64), 7.0, device=DEVICE)
-    blocks = torch.zeros(2, 120, 48, device=DEVICE)
-    blocks[:, :70, :24], blocks[:, 70:, 24:] = gate, up
-    assert torch.equal(torch.cat((expected, blocks), 2), out)
+@pytest.mark.parametrize(("num_out", "width"), [(40, 192), (50, 96)])
+def test_widened_nf4_is_what_bitsandbytes_decodes_and_the_bs(num_out, width):
+    """Bit for bit, also where blocks cross rows; two branches stand in columns of their own."""
+    weight = Nf4Weight.quantize(normal(3, num_out, width))
+    gate, up = normal(3, num_out // 2, 24), normal(3, num_out // 2, 24, seed=1)
+    out = torch.full((3, num_out + 9, width + 72), 7.0, device=DEVICE)
+    widen.widen(weight, (gate, up), out[:, 4:-5], first_column=24)
+    inner = torch.zeros(3, num_out, 72, device=DEVICE)
+    inner[:, : num_out // 2, 24:48], inner[:, num_out // 2 :, 48:] = gate, up
+    expected = torch.full_like(out, 7.0)
+    expected[:, 4:-5] = torch.cat((weight.dequantize(DTYPE).to(inner), inner), 2)
+    assert torch.equal(expected, out)
 
 
-def test_decoded_nf4_is_what_bitsandbytes_decodes():
-    """Bit for bit, and nothing is written to the right of the weight."""
-    weight = Nf4Weight.quantize(normal(3, 40, 192))
-    out = torch.full((3, 40, 192 + 24), 7.0, device=DEVICE)
-    nf4.decode_nf4(weight, out)
-    assert torch.equal(weight.dequantize(DTYPE), out[..., :192])
-    assert torch.equal(torch.full((3, 40, 24), 7.0, device=DEVICE), out[..., 192:])
+@pytest.mark.parametrize("rank", [4, 64])
+def test_widened_matrix_that_is_not_quantised(rank):
+    """Copied, and its only branch beside it; zero in the columns of others; nothing around it."""
+    weight, b = normal(70, 33), normal(70, rank)
+    out = torch.full((1, 100, 33 + 3 * rank), 7.0, device=DEVICE)
+    widen.widen(weight, (b,), out[:, :70], first_column=rank)
+    inner = torch.zeros(70, 3 * rank, device=DEVICE)
+    inner[:, rank : 2 * rank] = b
+    expected = torch.full_like(out, 7.0)
+    expected[0, :70] = torch.cat((weight.to(inner), inner), 1)
+    assert torch.equal(expected, out)
 
 
 @FEW

@@ -28,15 +28,15 @@ from mmar_jobs.qlora.kernels import (  # noqa: E402
     cross_entropy,
     grouped,
     lora,
-    nf4,
     norm,
     rope,
     swiglu,
+    widen,
 )
 from mmar_jobs.qlora.nf4 import Nf4Weight  # noqa: E402
 
 MODULES: tuple[ModuleType, ...] = (
-    *(adamw8bit, combine, cross_entropy, grouped, lora, nf4, norm, rope, swiglu),
+    *(adamw8bit, combine, cross_entropy, grouped, lora, norm, rope, swiglu, widen),
 )
 # Bytes of shared memory that a block may use at most: CUDA C++ Programming Guide, table of compute
 # capabilities, 163 and 227 KB.
@@ -126,9 +126,6 @@ def compile_experts(drop: DropKey, tile: Any) -> None:
     swiglu.swiglu(gate_up, routing_weight)
     extra = empty(ROUTED, WIDTH)
     swiglu.swiglu_backward(gate_up, routing_weight, narrow[:, :WIDTH], extra_SI=extra, **outer)
-    lora.place_factor(
-        empty(EXPERTS, WIDTH, RANK, dtype=fp32), weight[:, :WIDTH, HIDDEN:], first_column=0
-    )
     lora.dropped(wide[:, :HIDDEN], scale=2.0, drop=drop)
 
 
@@ -142,8 +139,8 @@ def compile_rest() -> None:
     rope.norm_and_rotate_backward(q, weight, cos, cos, rotated, eps=1e-6, out_TN=q)
     target, coefficient = torch.zeros(8, dtype=torch.int64), torch.ones(8)
     cross_entropy.cross_entropy_(empty(8, 152_064), target, coefficient)
-    quantised = Nf4Weight.quantize(torch.ones(2, 64, HIDDEN))
-    nf4.decode_nf4(quantised, empty(2, 64, HIDDEN + RANK))
+    quantised, b = Nf4Weight.quantize(torch.ones(2, 64, HIDDEN)), empty(2, 32, RANK).float()
+    widen.widen(quantised, (b, b), empty(2, 64, HIDDEN + 2 * RANK), first_column=0)
     codes = {name: empty(4096, dtype=torch.uint8) for name in ("state1", "state2")}
     scales = {name: torch.ones(16) for name in ("absmax1", "absmax2")}
     maps = {name: torch.ones(256) for name in ("qmap1", "qmap2")}

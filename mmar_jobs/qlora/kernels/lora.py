@@ -1,6 +1,7 @@
-"""What makes a linear layer's product hold LoRA: drop(x)·A^T beside its input, B beside its weight.
+"""What makes a linear layer's product hold LoRA on the side of its input: drop(x)·A^T beside it.
 
-Not here: the wide product (grouped.py), gradients of the factors (grouped_outer there).
+Not here: B beside the weight (widen.py), the wide product (grouped.py), gradients of the factors
+(grouped_outer there).
 """
 
 import triton
@@ -11,7 +12,6 @@ from mmar_jobs.qlora.dropout import DropKey
 from mmar_jobs.qlora.kernels.dropout import KEYS, kept
 from mmar_jobs.qlora.kernels.grouped import ROWS, Groups
 
-_OUT = 64
 _COLUMNS = 1024
 
 
@@ -111,48 +111,6 @@ def append_inner(
         num_stages=3,
     )
     return out
-
-
-@triton.jit
-def _factor_kernel(
-    b,
-    out,
-    num_out,
-    rank,
-    num_inner,
-    first_column,
-    out_stride_e,
-    out_stride_o,
-    OUT: tl.constexpr,
-    INNER: tl.constexpr,
-):
-    expert = tl.program_id(0).to(tl.int64)
-    row = (tl.program_id(1) * OUT + tl.arange(0, OUT))[:, None]
-    column = tl.arange(0, INNER)[None, :]
-    own = (column >= first_column) & (column < first_column + rank)
-    source = b + expert * num_out * rank + row * rank + column - first_column
-    factor = tl.load(source, own & (row < num_out), 0)
-    target = out + expert * out_stride_e + row * out_stride_o + column
-    mask = (row < num_out) & (column < num_inner)
-    tl.store(target, factor.to(out.dtype.element_ty), mask)
-
-
-def place_factor(b: Tensor, out_EOJ: Tensor, *, first_column: int) -> None:
-    """Write B (E, O, R) into columns `first_column` and on of `out_EOJ`, and zero beside it."""
-    num_experts, num_out, num_inner = out_EOJ.shape
-    _factor_kernel[(num_experts, triton.cdiv(num_out, _OUT))](
-        b,
-        out_EOJ,
-        num_out,
-        b.shape[-1],
-        num_inner,
-        first_column,
-        out_EOJ.stride(0),
-        out_EOJ.stride(1),
-        OUT=_OUT,
-        INNER=triton.next_power_of_2(num_inner),
-        num_warps=4,
-    )
 
 
 @triton.jit(do_not_specialize=KEYS)
