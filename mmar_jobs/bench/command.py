@@ -120,9 +120,9 @@ def _device(name: str, process: "Process") -> "torch.device":
         raise SettingsError(f"--device {name}: only cuda and cpu can be measured")
     if device.type == "cpu":
         return device
-    if process.num > 1:
+    if process.num > 1 or device.index is None:
         device = torch.device("cuda", process.local_rank)
-    if (device.index or 0) >= torch.cuda.device_count():
+    if device.index >= torch.cuda.device_count():
         raise SettingsError(f"there is no device {device} here: try --device cpu --shape tiny")
     torch.cuda.set_device(device)
     return device

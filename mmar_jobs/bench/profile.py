@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 # First match wins, by name in lower case.
 _CLASSES: Final = (
+    ("communication", r"^nccl"),
     ("optimizer", r"adam|optimizer|multi_tensor|foreach|kquantizeblockwise"),
     ("attention", r"flash|fmha|attention"),
     # Our own Triton kernels come by the names of their functions (qlora/kernels).

@@ -140,7 +140,8 @@ def compile_rest() -> None:
     target, coefficient = torch.zeros(8, dtype=torch.int64), torch.ones(8)
     cross_entropy.cross_entropy_(empty(8, 152_064), target, coefficient)
     quantised, b = Nf4Weight.quantize(torch.ones(2, 64, HIDDEN)), empty(2, 32, RANK).float()
-    widen.widen(quantised, (b, b), empty(2, 64, HIDDEN + 2 * RANK), first_column=0)
+    for weight in (quantised, empty(2, 64, HIDDEN)):
+        widen.widen(weight, (b, b), empty(2, 64, HIDDEN + 2 * RANK), first_column=0)
     codes = {name: empty(4096, dtype=torch.uint8) for name in ("state1", "state2")}
     scales = {name: torch.ones(16) for name in ("absmax1", "absmax2")}
     maps = {name: torch.ones(256) for name in ("qmap1", "qmap2")}

@@ -107,26 +107,28 @@ def _widen_kernel(
     BLOCKS: tl.constexpr,
     OUT: tl.constexpr,
     INNER: tl.constexpr,
+    DECODES: tl.constexpr,
 ):
     program = tl.program_id(0)
-    if program < num_decoding:
-        _decode(
-            program * BLOCKS,
-            packed,
-            absmax,
-            absmax_scale,
-            absmax_code,
-            offset,
-            code,
-            out,
-            num_blocks,
-            width,
-            num_out,
-            out_stride_e,
-            out_stride_o,
-            BLOCKS,
-        )
-    else:
+    if DECODES:  # noqa: SIM102 - decided when compiling, what is inside when running
+        if program < num_decoding:
+            _decode(
+                program * BLOCKS,
+                packed,
+                absmax,
+                absmax_scale,
+                absmax_code,
+                offset,
+                code,
+                out,
+                num_blocks,
+                width,
+                num_out,
+                out_stride_e,
+                out_stride_o,
+                BLOCKS,
+            )
+    if program >= num_decoding:
         tile = program - num_decoding
         tiles = tl.cdiv(num_out, OUT)
         _place(
@@ -190,6 +192,7 @@ def widen(
         BLOCKS=_BLOCKS,
         OUT=_OUT,
         INNER=triton.next_power_of_2(total - width),
+        DECODES=num_decoding > 0,
         num_warps=4,
         enable_fp_fusion=False,  # bitsandbytes rounds between the product and the sum
     )
