@@ -21,6 +21,10 @@ from mmar_jobs.bench.shape import SHAPES
         ("_matmul_kernel", "grouped_gemm"),
         ("_outer_kernel", "lora"),
         ("_widen_kernel", "dequantize"),
+        (
+            "ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)",
+            "communication",
+        ),
         ("void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>", "dequantize"),
         ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128>>", "attention"),
         ("void kOptimizerStatic8bit2StateBlockwise<float, 1, 256, 1>", "optimizer"),

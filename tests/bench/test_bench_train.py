@@ -1,6 +1,9 @@
 """Tests of the training bench on the tiny shape: it trains, and says what it measured."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,3 +139,37 @@ def test_the_environment_names_this_machine() -> None:
     assert found.driver == "none"
     assert found.commit == "unknown" or len(found.commit.rstrip("+")) == 40
     assert read_environment(CPU, commit="abc").commit == "abc"
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
+    """Of the same two rows: the same losses, figures of the first process, both rows counted."""
+    losses = []
+    for name, flags in (("one", ("--rows", "2")), ("two", ("--processes", "2"))):
+        path = tmp_path / f"{name}.json"
+        rows = ("--tokens", "64", "--example-tokens", "32", "--steps", "2", "--warmup", "1")
+        command = ("bench", "train", *TINY, *rows, *flags, "--json", str(path))
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run((sys.executable, "-m", "mmar_jobs", *command), check=True, env=environment)
+        lines = {line["name"]: line for line in map(json.loads, path.read_text().splitlines())}
+        losses.append(lines["train/loss"]["values"])
+        assert lines["train/loss"]["case"]["processes"] == len(losses)
+        speed, step = lines["train/tokens_per_s"], lines["train/step_seconds"]
+        assert speed["values"] == pytest.approx([128 / seconds for seconds in step["values"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--rows", "2"), "need --example-tokens that divides"),
+        (("--rows", "2", "--example-tokens", "48"), "need --example-tokens that divides"),
+        (("--rows", "2", "--example-tokens", "32", "--compare", "peft"), "leave --rows out"),
+    ],
+)
+def test_rows_that_cannot_be_dealt_out_are_refused(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str
+) -> None:
+    """Before anything is built: rows that would not be full, and a comparison of other work."""
+    code = run_command("bench", ("train", *TINY, "--tokens", "64", *flags))
+    assert (code, said in capsys.readouterr().err) == (ExitCode.SETTINGS, True)
