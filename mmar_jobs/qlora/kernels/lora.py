@@ -83,9 +83,9 @@ def append_inner(
     """
     num_in, num_inner = x_TI.shape[1], a.shape[1]
     out = x_TI.new_empty(num_rows, num_in + num_inner)
-    tile_inner = (
-        128 if num_inner % 128 == 0 else max(16, min(64, triton.next_power_of_2(num_inner)))
-    )
+    # In fp32 Triton 3.6 multiplies the wide tile wrongly on SM90; training is in bf16.
+    is_wide = num_inner % 128 == 0 and x_TI.dtype.itemsize == 2
+    tile_inner = 128 if is_wide else max(16, min(64, triton.next_power_of_2(num_inner)))
     _inner_kernel[(groups.num_tiles, triton.cdiv(num_inner, tile_inner))](
         x_TI,
         groups.offsets if token_S is None else token_S,
