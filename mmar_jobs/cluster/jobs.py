@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from mmar_jobs.bench.cells import Cell
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.manifest import canonical_json
 
@@ -26,6 +27,21 @@ GPU: Final = "nvidia.com/gpu"
 _OUTCOME_FILE: Final = "/dev/termination-log"
 
 
+class Named(Protocol):
+    """Work that has a Job: the same work has the same name, whoever asks and how often."""
+
+    @property
+    def name(self) -> str:
+        """The Job's name."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """On the Job and its pods."""
+
+    def arguments(self, flags: Sequence[str]) -> list[str]:
+        """What follows `mmar-jobs` in the container."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One stage of one run."""
@@ -36,24 +52,48 @@ class Work:
 
     @property
     def name(self) -> str:
-        """The Job's name: the same work has the same name, whoever asks and how often."""
+        """See Named."""
         turn = f"-i{self.iteration}" if self.stage in ITERATED else ""
         return f"{self.run_id}{turn}-{self.stage}"
 
     @property
     def labels(self) -> dict[str, str]:
-        """On the Job and its pods."""
+        """See Named."""
         found = {RUN_LABEL: self.run_id, STAGE_LABEL: self.stage}
         return found | ({ITERATION_LABEL: str(self.iteration)} if self.stage in ITERATED else {})
 
     def arguments(self, flags: Sequence[str]) -> list[str]:
-        """What follows `mmar-jobs` in the container."""
+        """See Named."""
         turn = ["--iteration", str(self.iteration)] if self.stage in ITERATED else []
         own = ["--run-id", self.run_id, *turn, "--outcome-file", _OUTCOME_FILE]
         return [self.stage, *own, *flags]
 
 
-def job_of(template: Object, work: Work, *, image: str | None, flags: Sequence[str]) -> Object:
+@dataclass(frozen=True)
+class BenchWork:
+    """One bench of one commit; `node` is cpu or gpu."""
+
+    cell: Cell
+    run_id: str
+    commit: str
+    node: str
+
+    @property
+    def name(self) -> str:
+        """See Named."""
+        return f"{self.run_id}-{self.cell.digest}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """See Named."""
+        return {RUN_LABEL: self.run_id, STAGE_LABEL: f"bench-{self.node}"}
+
+    def arguments(self, flags: Sequence[str]) -> list[str]:
+        """See Named."""
+        return ["bench", "record", str(self.cell), "--commit", self.commit, *flags]
+
+
+def job_of(template: Object, work: Named, *, image: str | None, flags: Sequence[str]) -> Object:
     """The manifest to apply: `template` with name, labels, arguments, image and its own digest."""
     job = deepcopy(template)
     container = stage_container(job)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -98,6 +99,19 @@ def serving(api: FakeApi) -> Iterator[Cluster]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def write_kubeconfig(cluster: Cluster, path: Path) -> None:
+    """The configuration of a person who uses that namespace, for a process of its own."""
+    host = cluster.client.configuration.host
+    context = {"cluster": "c", "user": "u", "namespace": NAMESPACE}
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": host}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": context}],
+        "current-context": "c",
+    }
+    path.write_text(json.dumps(config))
 
 
 class _Handler(BaseHTTPRequestHandler):
