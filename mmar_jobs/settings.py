@@ -289,6 +289,11 @@ def store_address() -> tuple[str | None, str | None]:
     return store, endpoint_url
 
 
+def environment_without_settings() -> dict[str, str]:
+    """The environment for a process that is to know only the settings in its flags."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
 def server_key() -> str | None:
     """The key of vLLM's servers, which vLLM itself reads from the same variable."""
     return os.environ.get("VLLM_API_KEY") or None

@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 
 def bench(arguments: Sequence[str]) -> int:
     """Run the benchmark that is named first; `--list` names them all."""
-    parser = Parser("mmar-jobs bench", description="Measure speed and memory on this machine.")
-    parser.add_argument("--list", action="store_true", help="name the benchmarks and exit")
-    commands = parser.add_subparsers(dest="name", metavar="NAME")
-    for name, (summary, add_flags, _) in _BENCHES.items():
-        add_flags(commands.add_parser(name, help=summary, description=summary))
+    parser = bench_parser()
     chosen = parser.parse_args(arguments)
     if chosen.list:
         sys.stdout.writelines(f"{name:<10} {_BENCHES[name][0]}\n" for name in _BENCHES)
@@ -44,6 +40,16 @@ def bench(arguments: Sequence[str]) -> int:
     if chosen.name is None:
         parser.error(f"name a benchmark: {', '.join(_BENCHES)}")
     return _BENCHES[chosen.name][2](chosen)
+
+
+def bench_parser() -> argparse.ArgumentParser:
+    """The flags of every benchmark."""
+    parser = Parser("mmar-jobs bench", description="Measure speed and memory on this machine.")
+    parser.add_argument("--list", action="store_true", help="name the benchmarks and exit")
+    commands = parser.add_subparsers(dest="name", metavar="NAME")
+    for name, (summary, add_flags, _) in _BENCHES.items():
+        add_flags(commands.add_parser(name, help=summary, description=summary))
+    return parser
 
 
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from mmar_jobs.bench.cells import commit_hash, parse_cell
 from mmar_jobs.bench.flags import add_flag, add_store_flags, open_archive
 from mmar_jobs.errors import ExitCode, TryAgain
+from mmar_jobs.settings import environment_without_settings
 
 
 def add_record_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,12 @@ def _run_logged(command: Sequence[str], log: Path) -> int:
     with (
         log.open("w", encoding="utf-8") as file,
         subprocess.Popen(  # noqa: S603 - this program, flags from its user
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            # A cluster's settings are for its runs; a bench measures what its flags say.
+            env=environment_without_settings(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as running,
     ):
         assert running.stdout is not None

@@ -180,7 +180,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _parsed(self) -> tuple[str, str, str, dict[str, str]]:
         parts = urlsplit(self.path)
-        plural, name, subresource, *_ = [*parts.path.split(f"/{NAMESPACE}/")[1].split("/"), "", ""]
+        plural, name, subresource, *_ = [
+            *parts.path.partition("/namespaces/")[2].split("/")[1:],
+            "",
+            "",
+        ]
         self.api.requests.append(f"{self.command} {plural}/{name}")
         return plural, name, subresource, {k: v[0] for k, v in parse_qs(parts.query).items()}
 

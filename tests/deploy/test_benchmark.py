@@ -13,7 +13,7 @@ from hera.workflows import models as workflow_models
 
 from mmar_jobs.arguments import Parser
 from mmar_jobs.bench.cells import parse_matrix
-from mmar_jobs.bench.cpu_command import CPU_BENCHES
+from mmar_jobs.bench.command import bench_parser
 from mmar_jobs.bench.judge_command import add_judge_flags
 from tests.deploy.charts import KUBERNETES, rendered
 from tests.deploy.manifests import (
@@ -117,16 +117,7 @@ def test_every_cell_runs_a_bench_that_exists(row: dict[str, str]) -> None:
     assert (row["bench"], row["on"], COMMIT) == (chosen.bench, chosen.on, chosen.commit)
     assert f"bench-{chosen.on}" in benches()
     [cell] = parse_matrix(json.dumps([row]))
-    _parse_bench(cell.arguments)
-
-
-def _parse_bench(arguments: tuple[str, ...]) -> None:
-    from mmar_jobs.bench.command import _add_train_flags
-
-    parser = Parser("bench")
-    adds = {name: add for name, (_, add, _) in CPU_BENCHES.items()} | {"train": _add_train_flags}
-    adds[arguments[0]](parser)
-    parser.parse_args(arguments[1:])
+    assert cell.name == bench_parser().parse_args(cell.arguments).name
 
 
 def test_the_verdict_is_on_the_cells_that_were_measured() -> None:
