@@ -92,7 +92,7 @@ def test_a_matrix_that_is_none_is_refused(text: str, words: str) -> None:
 def test_a_bench_is_recorded_with_its_log(
     tmp_path: Path, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real figures, under the commit that was named; settings of a cluster's runs change nothing."""
+    """Real figures under the commit that was named; the settings of runs change nothing."""
     monkeypatch.setenv("MMAR_CONFIG", "/nowhere")
     text, image = "filter --candidates 160 --repeats 1", "registry.example/cpu@sha256:0"
     assert 0 == bench("record", tmp_path, text, "--commit", NEW, "--image", image)
