@@ -9,6 +9,7 @@ import pytest
 
 from mmar_jobs.bench.archive import Archive
 from mmar_jobs.bench.cells import parse_cell
+from tests.cluster.real.images import BASE
 from tests.cluster.real.namespace import ROOT, Namespace, bucket_uri
 from tests.cluster.real.s3 import KEYS, REGION, URL
 from tests.cluster.real.stages import BENCHMARK, fitted_jobs
@@ -59,3 +60,28 @@ def test_a_bench_is_measured_kept_and_judged(namespace: Namespace) -> None:
     )
     assert 0 == judged.returncode, judged.stdout + judged.stderr
     assert "| filter/candidates_per_s |" in judged.stdout
+
+
+def test_pods_are_timed_until_they_are_ready(namespace: Namespace) -> None:
+    """Each took some time and no minute, under the restricted standard, and none is left."""
+    label = {"pod-security.kubernetes.io/enforce": "restricted"}
+    path = f"/api/v1/namespaces/{namespace.name}"
+    assert namespace.ask("PATCH", path, {"metadata": {"labels": label}}).is_success
+    flags = ["--image", BASE, "--nodes", "of the test", "--repeats", "6", "--json", "-"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mmar_jobs", "bench", "pod-start", *flags],
+        env=namespace.environment(None),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    [figure] = map(json.loads, done.stdout.splitlines())
+    assert ("pod_start/ready_s", 6, BASE) == (
+        figure["name"],
+        figure["repeats"],
+        figure["environment"]["image"],
+    )
+    assert 0.1 < figure["low"] <= figure["high"] < 60
+    namespace.wait_until("all pods are gone", lambda: not namespace.pods())
