@@ -52,8 +52,8 @@ def _start(cluster: Cluster, bench: PodStartBench) -> float:
         while condition(cluster.get("Pod", name), "Ready") is None:
             if time.monotonic() - began > bench.deadline_s:
                 raise TryAgain(
-                    f"pod {name} did not get ready within {bench.deadline_s:.0f} s: is {bench.image} "
-                    "there?"
+                    f"pod {name} did not get ready within {bench.deadline_s:.0f} s: "
+                    f"is {bench.image} there?"
                 )
             time.sleep(_LOOK_S)
         return time.monotonic() - began

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
 
-from mmar_jobs.bench.cells import Cell
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.manifest import canonical_json
 
@@ -27,8 +26,8 @@ GPU: Final = "nvidia.com/gpu"
 _OUTCOME_FILE: Final = "/dev/termination-log"
 
 
-class Named(Protocol):
-    """Work that has a Job: the same work has the same name, whoever asks and how often."""
+class Work(Protocol):
+    """What a Job does: the same work has the same name, whoever asks and how often."""
 
     @property
     def name(self) -> str:
@@ -43,7 +42,7 @@ class Named(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """One stage of one run."""
 
     stage: str
@@ -52,48 +51,24 @@ class Work:
 
     @property
     def name(self) -> str:
-        """See Named."""
+        """See Work."""
         turn = f"-i{self.iteration}" if self.stage in ITERATED else ""
         return f"{self.run_id}{turn}-{self.stage}"
 
     @property
     def labels(self) -> dict[str, str]:
-        """See Named."""
+        """See Work."""
         found = {RUN_LABEL: self.run_id, STAGE_LABEL: self.stage}
         return found | ({ITERATION_LABEL: str(self.iteration)} if self.stage in ITERATED else {})
 
     def arguments(self, flags: Sequence[str]) -> list[str]:
-        """See Named."""
+        """See Work."""
         turn = ["--iteration", str(self.iteration)] if self.stage in ITERATED else []
         own = ["--run-id", self.run_id, *turn, "--outcome-file", _OUTCOME_FILE]
         return [self.stage, *own, *flags]
 
 
-@dataclass(frozen=True)
-class BenchWork:
-    """One bench of one commit; `node` is cpu or gpu."""
-
-    cell: Cell
-    run_id: str
-    commit: str
-    node: str
-
-    @property
-    def name(self) -> str:
-        """See Named."""
-        return f"{self.run_id}-{self.cell.digest}"
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """See Named."""
-        return {RUN_LABEL: self.run_id, STAGE_LABEL: f"bench-{self.node}"}
-
-    def arguments(self, flags: Sequence[str]) -> list[str]:
-        """See Named."""
-        return ["bench", "record", str(self.cell), "--commit", self.commit, *flags]
-
-
-def job_of(template: Object, work: Named, *, image: str | None, flags: Sequence[str]) -> Object:
+def job_of(template: Object, work: Work, *, image: str | None, flags: Sequence[str]) -> Object:
     """The manifest to apply: `template` with name, labels, arguments, image and its own digest."""
     job = deepcopy(template)
     container = stage_container(job)

@@ -6,7 +6,7 @@ Not here: waiting for the Job (run_job.py), measuring and keeping (bench/record_
 import argparse
 
 from mmar_jobs.bench.cells import commit_hash, parse_cell
-from mmar_jobs.cluster.jobs import BenchWork
+from mmar_jobs.cluster.bench_work import BenchWork
 from mmar_jobs.cluster.run_job_command import add_job_flags, run_id, run_to_end
 
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mmar_jobs import logs
 from mmar_jobs.arguments import not_negative, whole_number
-from mmar_jobs.cluster.jobs import RUN_LABEL, STAGE_LABEL, STAGES, Named, Work, job_of
+from mmar_jobs.cluster.jobs import RUN_LABEL, STAGE_LABEL, STAGES, StageWork, Work, job_of
 from mmar_jobs.cluster.manifests import find_template
 from mmar_jobs.cluster.stage_lines import StageLines
 from mmar_jobs.errors import ExitCode
@@ -64,14 +64,14 @@ def add_namespace(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit with the stage's own code."""
-    work = Work(arguments.stage, arguments.run_id, arguments.iteration)
+    work = StageWork(arguments.stage, arguments.run_id, arguments.iteration)
     ending = run_to_end(arguments, work, needs_outcome=arguments.outputs is not None)
     if arguments.outputs is not None and ending.code is ExitCode.DONE:
         _write_outputs(arguments.outputs, ending.outcome or {})
     return int(ending.code)
 
 
-def run_to_end(arguments: argparse.Namespace, work: Named, *, needs_outcome: bool) -> "Ending":
+def run_to_end(arguments: argparse.Namespace, work: Work, *, needs_outcome: bool) -> "Ending":
     """Make or adopt the work's Job out of the manifest labelled with its stage, and wait."""
     from mmar_jobs.cluster.api import open_cluster  # noqa: PLC0415 - --help needs no client
     from mmar_jobs.cluster.run_job import JobRun, Patience  # noqa: PLC0415 - --help needs no client

@@ -13,7 +13,8 @@ import yaml
 
 from mmar_jobs.bench.cells import parse_cell
 from mmar_jobs.cluster.api import Cluster
-from mmar_jobs.cluster.jobs import BenchWork, job_of
+from mmar_jobs.cluster.bench_work import BenchWork
+from mmar_jobs.cluster.jobs import job_of
 from mmar_jobs.cluster.wait import WorkflowEnding, wait_for_workflow
 from mmar_jobs.errors import DataError, ExitCode, TryAgain
 from tests.cluster.fake_api import FakeApi, serving, write_kubeconfig
