@@ -18,6 +18,8 @@ from mmar_jobs.errors import DataError
 from mmar_jobs.output import write_output
 
 if TYPE_CHECKING:
+    from mmar_jobs.bench.difference import Rule
+    from mmar_jobs.bench.gate import Comparison
     from mmar_jobs.bench.result import Measurement
 
 
@@ -38,26 +40,34 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
 def judge(chosen: argparse.Namespace) -> int:
     """Exit codes as `gate`; figures without a baseline are shown and fail nothing."""
     # numpy takes a tenth of a second that --help must not pay.
-    from mmar_jobs.bench.gate import Comparison, compare_results  # noqa: PLC0415
     from mmar_jobs.bench.gate_text import to_markdown  # noqa: PLC0415
 
     cells = parse_matrix(chosen.cells)
     archive = open_archive(chosen)
     new, missing = _measured(archive, chosen.commit, cells)
-    baseline = _before(archive, cells)
-    rule = rule_of(chosen)
-    if new and baseline:
-        made = compare_results(new, baseline, rule)
-        made = replace(made, problems=(*missing, *made.problems))
-    else:
-        judged = tuple(one for one in new if one.direction != "none")
-        made = Comparison((), tuple(missing), judged, (), rule)
+    made = _compared(new, _before(archive, cells), rule_of(chosen))
+    made = replace(made, problems=(*missing, *made.problems))
     table = to_markdown(made)
     sys.stdout.write(table)
     if chosen.outputs is not None:
         chosen.outputs.mkdir(parents=True, exist_ok=True)
         write_output(chosen.outputs / "table", table)
     return conclude(made, "bench")
+
+
+def _compared(
+    new: "Sequence[Measurement]", baseline: "Sequence[Measurement]", rule: "Rule"
+) -> "Comparison":
+    """A comparison also where there is nothing to compare, so that the table can say why."""
+    from mmar_jobs.bench.gate import Comparison, compare_results  # noqa: PLC0415 - numpy
+
+    if not new or not baseline:
+        judged = tuple(one for one in new if one.direction != "none")
+        return Comparison((), (), judged, (), rule)
+    try:
+        return compare_results(new, baseline, rule)
+    except DataError as error:
+        return Comparison((), (str(error),), (), (), rule)
 
 
 def _measured(

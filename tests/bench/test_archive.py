@@ -32,11 +32,13 @@ def archive(tmp_path: Path) -> Archive:
     return Archive.at(str(tmp_path / "store"))
 
 
-def keep(archive: Archive, folder: Path, commit: str, cell: Cell, value: float) -> None:
+def keep(
+    archive: Archive, folder: Path, commit: str, cell: Cell, value: float, **changed: Any
+) -> None:
     """As `record` would, without measuring."""
     log, results = folder / "log", folder / "results"
     log.write_text("measured\n")
-    write_measurements(results, figures(value, name=f"{cell.name}/per_s"))
+    write_measurements(results, figures(value, name=f"{cell.name}/per_s", **changed))
     archive.keep(commit, cell, log=log, results=results)
 
 
@@ -141,6 +143,17 @@ def test_a_bench_without_results_fails_the_verdict_after_the_table(
     assert said.err.startswith("mmar-jobs bench: Incomplete: 1 figures")
 
 
+def test_new_nodes_are_said_in_the_table(tmp_path: Path, archive: Archive) -> None:
+    """Nothing can be compared, which is what whoever reads the table must learn."""
+    keep(archive, tmp_path, OLD, TRAIN, 100.0)
+    there = dataclasses.replace(HERE, device="NVIDIA H100")
+    keep(archive, tmp_path, NEW, TRAIN, 100.0, environment=there)
+    archive.move_baseline(OLD)
+    assert 3 == judge(tmp_path, matrix=json.dumps([{"bench": str(TRAIN)}]))
+    table = (tmp_path / "outputs" / "table").read_text()
+    assert "measured on other hardware: device NVIDIA H100, not NVIDIA H200" in table
+
+
 def test_two_cells_must_not_measure_the_same_figure(
     tmp_path: Path, archive: Archive, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,14 +225,11 @@ def test_a_baseline_that_is_broken_or_gone_is_said(
 
 def test_kept_results_are_a_history(tmp_path: Path, archive: Archive) -> None:
     """`bench history` draws the folder as it is: logs and baselines are no results."""
-    for day, commit in enumerate((OLD, NEW)):
-        log, results = tmp_path / "log", tmp_path / "results"
-        log.write_text("measured\n")
-        moment = dataclasses.replace(HERE, commit=commit, measured_at=f"2026-01-0{day + 1}")
-        write_measurements(results, figures(100.0, environment=moment))
-        archive.keep(commit, TRAIN, log=log, results=results)
+    for day, commit in enumerate((OLD, NEW), start=1):
+        moment = dataclasses.replace(HERE, commit=commit, measured_at=f"2026-01-0{day}")
+        keep(archive, tmp_path, commit, TRAIN, 100.0, environment=moment)
     archive.move_baseline(NEW)
     page = tmp_path / "page.html"
     address = str(tmp_path / "store" / "benchmarks")
     assert 0 == run_command("bench", ["history", address, "--html", str(page)])
-    assert "train/tokens_per_s" in page.read_text()
+    assert "train/per_s" in page.read_text()
