@@ -53,17 +53,21 @@ test-serve: setup ## the real vLLM on the CPU, in an environment of its own in ~
 		--no-progress --quiet
 	@VLLM_ENVIRONMENT=$(SERVE) $(RUN) pytest tests/serve -p no:randomly --timeout 900 --durations 0
 
-deploy-tools: ## a pinned Helm in ~/.cache (needs Go; 1 GB of its cache)
+deploy-tools: ## pinned Helm and actionlint in ~/.cache (needs Go; 1 GB of its cache)
 	@mkdir -p $(TOOLS)
 	@test -x $(TOOLS)/helm || GOBIN=$(TOOLS) timeout 1200 go install -ldflags \
 		"-X $(CHARTUTIL).k8sVersionMajor=1 -X $(CHARTUTIL).k8sVersionMinor=34" \
 		helm.sh/helm/v3/cmd/helm@v3.22.0
+	@test -x $(TOOLS)/actionlint || GOBIN=$(TOOLS) timeout 600 go install \
+		github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 test-deploy: setup deploy-tools ## charts, workflows, manifests, images: schemas, and each other
 	@OMP_NUM_THREADS=1 $(RUN) pytest -q tests/deploy -m "not slow"
 
-lint-deploy: setup ## Checkov over what charts render and over k8s/, in an environment of its own
+lint-deploy: setup deploy-tools ## Checkov over what charts render and k8s/, actionlint and zizmor over .github/
 	@$(UV) tool run --quiet --from checkov==3.3.30 checkov --config-file tests/deploy/checkov.yaml
+	@$(RUN) $(TOOLS)/actionlint
+	@$(UV) tool run --quiet --from zizmor==1.32.0 zizmor --offline --quiet .github/workflows
 
 images: setup ## build the three images with buildah, podman or docker
 	@for image in cpu train serve; do images/build $$image || exit; done

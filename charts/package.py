@@ -1,8 +1,8 @@
 """Copies of what charts must carry: `python -m charts.package` writes them anew.
 
-Helm reads nothing outside a chart's folder. The sources are k8s/jobs, argo/templates, `mmar-jobs
-serve-args` and the comments of values.yaml; a test holds the copies to them. Not here: templates
-and values.
+Helm reads nothing outside a chart's folder. The sources are k8s/jobs, k8s/benchmark,
+argo/templates, `mmar-jobs serve-args` and the comments of values.yaml; a test holds the copies to
+them. Not here: templates and values.
 """
 
 import json
@@ -42,13 +42,14 @@ def presets() -> dict[str, list[str]]:
 def copies() -> dict[Path, str]:
     """What each packaged file must hold."""
     sources = {
-        FILES / "jobs": sorted((ROOT / "k8s" / "jobs").glob("*.yaml")),
-        FILES / "workflowtemplates": sorted((ROOT / "argo" / "templates").glob("*.yaml")),
+        ROOT / "k8s" / "jobs": FILES / "jobs",
+        ROOT / "k8s" / "benchmark": FILES / "jobs",
+        ROOT / "argo" / "templates": FILES / "workflowtemplates",
     }
     found = {
-        folder / path.name: path.read_text(encoding="utf-8")
-        for folder, paths in sources.items()
-        for path in paths
+        copy / path.name: path.read_text(encoding="utf-8")
+        for source, copy in sources.items()
+        for path in sorted(source.glob("*.yaml"))
         if path.stem != "kustomization"
     }
     readmes = {

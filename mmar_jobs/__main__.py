@@ -27,7 +27,7 @@ COMMANDS: Final = {
     "audit": "what of a model is quantised, wrapped, frozen and trained",
     "merge": "merge an adapter into its base, shard by shard, in the original layout",
     "serve-args": "the vLLM command lines that serve a model on a node",
-    "cluster": "run and watch stages on Kubernetes: run-job, scale, reap, status, logs, submit",
+    "cluster": "run and watch stages on Kubernetes: run-job, scale, status, submit, wait, ...",
     "serve-config": "merge what vLLM servers are to load for a run, and write a file for each",
     "bench": "measure speed and memory, as JSON that names the machine",
     "gate": "is a change better or worse: results of bench against a baseline",

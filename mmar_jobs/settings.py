@@ -282,6 +282,18 @@ def argo_progress_file() -> Path | None:
     return Path(name) if name else None
 
 
+def store_address() -> tuple[str | None, str | None]:
+    """Store and S3 endpoint of the stages, for commands that only share these with them."""
+    names = ("STORE", "ENDPOINT_URL")
+    store, endpoint_url = (os.environ.get(f"{ENV_PREFIX}{name}") or None for name in names)
+    return store, endpoint_url
+
+
+def environment_without_settings() -> dict[str, str]:
+    """The environment for a process that is to know only the settings in its flags."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
 def server_key() -> str | None:
     """The key of vLLM's servers, which vLLM itself reads from the same variable."""
     return os.environ.get("VLLM_API_KEY") or None

@@ -1,6 +1,6 @@
 """The bench of what every command pays before it works: Python, imports, settings.
 
-Not here: what a pod pays before that, which its node decides.
+Not here: what a pod pays before that (pod_start.py).
 """
 
 import sys

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from mmar_jobs.arguments import Parser
+from mmar_jobs.bench.baseline_command import add_baseline_flags, move_baseline
 from mmar_jobs.bench.cpu_command import CPU_BENCHES
 from mmar_jobs.bench.flags import (
     add_flag,
@@ -19,6 +20,8 @@ from mmar_jobs.bench.flags import (
     row_sizes,
 )
 from mmar_jobs.bench.history_command import add_history_flags, show_history
+from mmar_jobs.bench.judge_command import add_judge_flags, judge
+from mmar_jobs.bench.record_command import add_record_flags, record
 from mmar_jobs.bench.reporting import check_writable, report
 from mmar_jobs.bench.turns_command import add_turns_flags, measure_turns
 from mmar_jobs.errors import ExitCode, SettingsError
@@ -31,11 +34,7 @@ if TYPE_CHECKING:
 
 def bench(arguments: Sequence[str]) -> int:
     """Run the benchmark that is named first; `--list` names them all."""
-    parser = Parser("mmar-jobs bench", description="Measure speed and memory on this machine.")
-    parser.add_argument("--list", action="store_true", help="name the benchmarks and exit")
-    commands = parser.add_subparsers(dest="name", metavar="NAME")
-    for name, (summary, add_flags, _) in _BENCHES.items():
-        add_flags(commands.add_parser(name, help=summary, description=summary))
+    parser = bench_parser()
     chosen = parser.parse_args(arguments)
     if chosen.list:
         sys.stdout.writelines(f"{name:<10} {_BENCHES[name][0]}\n" for name in _BENCHES)
@@ -44,6 +43,16 @@ def bench(arguments: Sequence[str]) -> int:
         parser.error(f"name a benchmark: {', '.join(_BENCHES)}")
     chosen.given = arguments
     return _BENCHES[chosen.name][2](chosen)
+
+
+def bench_parser() -> argparse.ArgumentParser:
+    """The flags of every benchmark."""
+    parser = Parser("mmar-jobs bench", description="Measure speed and memory on this machine.")
+    parser.add_argument("--list", action="store_true", help="name the benchmarks and exit")
+    commands = parser.add_subparsers(dest="name", metavar="NAME")
+    for name, (summary, add_flags, _) in _BENCHES.items():
+        add_flags(commands.add_parser(name, help=summary, description=summary))
+    return parser
 
 
 def _add_train_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +144,9 @@ _BENCHES: Final = {
     "train": ("the trainer's step on a real shape with random weights", _add_train_flags, _train),
     **CPU_BENCHES,
     "turns": ("a bench here and in another checkout, in turns", add_turns_flags, measure_turns),
+    "record": ("a bench, its results and log kept by commit", add_record_flags, record),
+    "judge": ("a commit's kept results against the baseline", add_judge_flags, judge),
+    "baseline": ("make a commit of main the baseline", add_baseline_flags, move_baseline),
     "history": (
         "stored results as a page: which commit changed what",
         add_history_flags,

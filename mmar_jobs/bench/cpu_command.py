@@ -1,7 +1,7 @@
 """The benches that need no GPU: their flags, and running them.
 
 Not here: what is measured (generate.py, pipeline.py, filter.py, store.py, accuracy.py,
-cold_start.py).
+cold_start.py, pod_start.py).
 """
 
 import argparse
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmar_jobs.bench.flags import add_flag, add_result_flags, count, positive, positive_real
 from mmar_jobs.bench.reporting import check_writable, report
+from mmar_jobs.errors import SettingsError
 
 if TYPE_CHECKING:
     from mmar_jobs.bench.result import Environment, Measurement
@@ -124,6 +125,26 @@ def _cold_start(chosen: argparse.Namespace, environment: "Environment") -> "Iter
     return run_cold_start_bench(chosen.repeats, environment)
 
 
+def _add_pod_start_flags(parser: argparse.ArgumentParser) -> None:
+    flag = add_flag(parser)
+    parser.add_argument(
+        "--nodes", required=True, help="kind of the nodes, as m7i.2xlarge, to record (required)"
+    )
+    flag("--namespace", "where pods are started", shown="the kubeconfig's")
+    flag("--repeats", "pods that are timed", type=positive, default=10)
+    add_result_flags(parser)
+
+
+def _pod_start(chosen: argparse.Namespace, environment: "Environment") -> "Iterable[Measurement]":
+    from mmar_jobs.bench.pod_start import PodStartBench, run_pod_start_bench  # noqa: PLC0415
+    from mmar_jobs.cluster.api import open_cluster  # noqa: PLC0415
+
+    if not chosen.image:
+        raise SettingsError("--image is missing: say which image pods are to start")
+    bench = PodStartBench(chosen.image, chosen.nodes, chosen.repeats)
+    return run_pod_start_bench(bench, open_cluster(chosen.namespace), environment)
+
+
 def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     flag = add_flag(parser)
     parser.add_argument("--servers", required=True, help="vLLM servers, URL,URL (required)")
@@ -166,4 +187,5 @@ CPU_BENCHES: Final[Mapping[str, tuple[str, Add, Run]]] = {
     "store": ("bytes and requests of a store", _add_store_flags, _running(_store)),
     "accuracy": ("predictions, item by item", _add_accuracy_flags, _running(_accuracy)),
     "cold-start": ("what every command pays", _add_cold_start_flags, _running(_cold_start)),
+    "pod-start": ("what a cluster takes before", _add_pod_start_flags, _running(_pod_start)),
 }

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmar_jobs.bench.archive import Archive
+from mmar_jobs.errors import SettingsError
+from mmar_jobs.settings import store_address
+
 
 def add_flag(parser: argparse.ArgumentParser) -> Callable[..., None]:
     """A function that adds one flag whose help ends with its default."""
@@ -26,6 +30,26 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     flag("--commit", "commit to record", shown="what git says")
     flag("--image", "image to record, by digest", shown="none")
     flag("--json", "write JSON lines to this file, - for standard output", type=Path, shown="no")
+
+
+def add_store_flags(parser: argparse.ArgumentParser) -> None:
+    """Where results are kept: the store of the runs."""
+    flag = add_flag(parser)
+    flag(
+        "--store",
+        "folder or s3://bucket/prefix; results lie in its benchmarks/",
+        shown="MMAR_STORE",
+    )
+    flag("--endpoint-url", "S3 endpoint, for servers other than AWS", shown="MMAR_ENDPOINT_URL")
+
+
+def open_archive(chosen: argparse.Namespace) -> Archive:
+    """The results that the flags, or else the environment, name."""
+    store, endpoint_url = store_address()
+    uri = chosen.store or store
+    if not uri:
+        raise SettingsError("say where results are kept: --store, or the variable MMAR_STORE")
+    return Archive.at(uri, endpoint_url=chosen.endpoint_url or endpoint_url)
 
 
 def positive(text: str) -> int:

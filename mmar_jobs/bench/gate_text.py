@@ -25,21 +25,23 @@ def headline(made: Comparison) -> str:
         return f"Worse: {', '.join(sorted({one.figure.name for one in made.worse}))} ({said})"
     if made.problems:
         return f"Incomplete: {len(made.problems)} figures could not be compared ({said})"
+    if not made.judgements:
+        return f"No baseline yet ({len(made.added)} figures)"
     return f"Not worse ({said})"
 
 
 def to_markdown(made: Comparison) -> str:
     """A table of all figures, worst first, with what could not be compared below it."""
-    confidence = f"{100 * (1 - made.rule.alpha / max(1, len(made.judgements))):.4g} %"
-    lines = [
-        f"### {headline(made)}",
-        "",
-        f"| figure | case | baseline | new | change | {confidence} interval | would have shown "
-        "| outcome |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_markdown_row(one) for one in _worst_first(made.judgements)),
-        "",
-    ]
+    lines = [f"### {headline(made)}", ""]
+    if made.judgements:
+        confidence = f"{100 * (1 - made.rule.alpha / len(made.judgements)):.4g} %"
+        lines += [
+            f"| figure | case | baseline | new | change | {confidence} interval "
+            "| would have shown | outcome |",
+            "|---|---|---|---|---|---|---|---|",
+            *(_markdown_row(one) for one in _worst_first(made.judgements)),
+            "",
+        ]
     notes = [
         *(f"Not compared: {problem}" for problem in made.problems),
         *(
@@ -53,6 +55,8 @@ def to_markdown(made: Comparison) -> str:
 
 
 def _environment_notes(made: Comparison) -> Iterable[str]:
+    if not made.judgements:
+        return
     first = made.judgements[0]
     device = first.figure.environment.device
     commits = [one.environment.commit[:12] for one in (first.baseline, first.figure)]

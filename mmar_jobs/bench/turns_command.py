@@ -4,10 +4,12 @@ Not here: the turns (turns.py), which of the two is better (`mmar-jobs gate`).
 """
 
 import argparse
+import shlex
 import sys
 import uuid
 from pathlib import Path
 
+from mmar_jobs.bench.cells import parse_cell
 from mmar_jobs.bench.flags import add_flag, positive
 from mmar_jobs.bench.result import write_measurements
 from mmar_jobs.errors import ExitCode, SettingsError
@@ -35,18 +37,17 @@ def measure_turns(chosen: argparse.Namespace) -> int:
     from mmar_jobs.bench.difference import MIN_REPEATS  # noqa: PLC0415
     from mmar_jobs.bench.turns import Side, measure_in_turns  # noqa: PLC0415
 
-    arguments = [part for part in chosen.bench if part != "--"]
-    if not arguments:
+    words = [word for word in chosen.bench if word != "--"]
+    if not words:
         raise SettingsError("name a bench behind --, as in `bench turns ... -- filter`")
-    if "--json" in arguments:
-        raise SettingsError("leave out --json: both files go to --output")
+    cell = parse_cell(words[0] if len(words) == 1 else shlex.join(words))
     if chosen.turns < MIN_REPEATS:
         raise SettingsError(f"--turns {chosen.turns} cannot be judged: give {MIN_REPEATS} or more")
     chosen.output.mkdir(parents=True, exist_ok=True)
     here, there = Side(sys.executable, Path.cwd()), Side.at(chosen.baseline)
     new, baseline = measure_in_turns(
-        lambda: here.measure(arguments),
-        lambda: there.measure(arguments),
+        lambda: here.measure(cell.arguments),
+        lambda: there.measure(cell.arguments),
         num_turns=chosen.turns,
         label=uuid.uuid4().hex,
     )

@@ -19,11 +19,13 @@ class _Word(NamedTuple):
 
 _WORDS: Final = {
     "run-job": _Word("run_job_command", "run one stage as a Job and wait for its end"),
+    "run-bench": _Word("run_bench_command", "measure one bench as a Job and keep its results"),
     "scale": _Word("scale_command", "bring a vLLM server up with the right models, or down"),
     "reap": _Word("reap_command", "stop servers whose lease is over"),
     "status": _Word("status_command", "a run's stages, pods, GPU hours and cost on one screen"),
     "logs": _Word("logs_command", "what a run's stages said"),
     "submit": _Word("submit_command", "start a run as an Argo workflow, once"),
+    "wait": _Word("wait_command", "wait for a run's workflow and exit with its code"),
 }
 
 

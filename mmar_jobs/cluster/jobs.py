@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.manifest import canonical_json
@@ -26,8 +26,23 @@ GPU: Final = "nvidia.com/gpu"
 _OUTCOME_FILE: Final = "/dev/termination-log"
 
 
+class Work(Protocol):
+    """What a Job does: the same work has the same name, whoever asks and how often."""
+
+    @property
+    def name(self) -> str:
+        """The Job's name."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """On the Job and its pods."""
+
+    def arguments(self, flags: Sequence[str]) -> list[str]:
+        """What follows `mmar-jobs` in the container."""
+
+
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """One stage of one run."""
 
     stage: str
@@ -36,18 +51,18 @@ class Work:
 
     @property
     def name(self) -> str:
-        """The Job's name: the same work has the same name, whoever asks and how often."""
+        """See Work."""
         turn = f"-i{self.iteration}" if self.stage in ITERATED else ""
         return f"{self.run_id}{turn}-{self.stage}"
 
     @property
     def labels(self) -> dict[str, str]:
-        """On the Job and its pods."""
+        """See Work."""
         found = {RUN_LABEL: self.run_id, STAGE_LABEL: self.stage}
         return found | ({ITERATION_LABEL: str(self.iteration)} if self.stage in ITERATED else {})
 
     def arguments(self, flags: Sequence[str]) -> list[str]:
-        """What follows `mmar-jobs` in the container."""
+        """See Work."""
         turn = ["--iteration", str(self.iteration)] if self.stage in ITERATED else []
         own = ["--run-id", self.run_id, *turn, "--outcome-file", _OUTCOME_FILE]
         return [self.stage, *own, *flags]

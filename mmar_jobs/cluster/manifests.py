@@ -22,7 +22,7 @@ def find_template(place: Path, stage: str) -> dict[str, Any]:
         told = "no Job" if not found else f"{len(found)} Jobs"
         raise SettingsError(
             f"{place} has {told} labelled {STAGE_LABEL}={stage}: give --jobs the folder of the "
-            "stages' manifests (k8s/jobs, or what kubectl kustomize -o wrote)"
+            "manifests (k8s/jobs, k8s/benchmark, or what kubectl kustomize -o wrote)"
         )
     return found[0]
 

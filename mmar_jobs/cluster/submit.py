@@ -14,7 +14,7 @@ from mmar_jobs.cluster.jobs import RUN_LABEL
 from mmar_jobs.cluster.manifests import read_documents
 from mmar_jobs.errors import SettingsError
 
-_ENDED: Final = ("Succeeded", "Failed", "Error")
+ENDED: Final = ("Succeeded", "Failed", "Error")  # phases of a workflow
 
 
 def read_workflow(path: Path) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def submit(cluster: Cluster, workflow: Object) -> str:
         raise SettingsError(
             "this cluster has no Argo Workflows: run the stages by mmar-jobs cluster run-job"
         ) from None
-    live = [each for each in found if each.get("status", {}).get("phase") not in _ENDED]
+    live = [each for each in found if each.get("status", {}).get("phase") not in ENDED]
     if live:
         raise SettingsError(
             f"run {name} is under way as workflow {live[0]['metadata']['name']}: wait for it (argo "

@@ -1,16 +1,13 @@
 """Tests of measuring two programs in turns."""
 
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from mmar_jobs.bench.result import Measurement, parse_measurements
+from mmar_jobs.bench.result import Measurement
 from mmar_jobs.bench.turns import Side, measure_in_turns
-from mmar_jobs.cli import run_command
 from mmar_jobs.errors import DataError, SettingsError
-from mmar_jobs.lines import open_lines
 from tests.bench.figures import accuracy, speed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,23 +52,3 @@ def test_a_bench_that_fails_says_why(tmp_path: Path) -> None:
     """The last line of what it said."""
     with pytest.raises(DataError, match=r"ended with 2: .*no-such-bench"):
         Side(sys.executable, ROOT).measure(["no-such-bench"])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_change_is_judged_against_a_checkout_of_itself(tmp_path: Path) -> None:
-    """The whole way: a copy as baseline, six turns of the filter's bench, then the gate."""
-    other = tmp_path / "other"
-    shutil.copytree(ROOT / "mmar_jobs", other / "mmar_jobs")
-    command = ["turns", "--baseline", str(other), "--output", str(tmp_path), "--turns", "6"]
-    bench = ["--", "filter", "--candidates", "1600", "--repeats", "1"]
-    assert 0 == run_command("bench", [*command, *bench])
-    new, baseline = (
-        parse_measurements(open_lines(str(tmp_path / name)), name)
-        for name in ("new.jsonl", "baseline.jsonl")
-    )
-    assert [one.key for one in new] == [one.key for one in baseline]
-    assert all(len(one.values) == 6 for one in (*new, *baseline))
-    files = [str(tmp_path / "new.jsonl"), "--baseline", str(tmp_path / "baseline.jsonl")]
-    # The same program: worse only where the machine was at least half as slow in one side's turns.
-    assert 0 == run_command("gate", [*files, "--min-change", "0.5"])

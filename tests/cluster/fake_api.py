@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -35,11 +36,11 @@ class FakeApi:
     requests: list[str] = field(default_factory=list)
     _version: int = 0
     _history: list[tuple[int, str, str, Object]] = field(default_factory=list)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
+    changed: threading.Condition = field(default_factory=threading.Condition)
 
     def put(self, plural: str, thing: Object) -> Object:
         """Create or replace an object, as a controller or a person would."""
-        with self._changed:
+        with self.changed:
             name = thing["metadata"]["name"]
             kind = "MODIFIED" if name in self.objects[plural] else "ADDED"
             self._version += 1
@@ -49,23 +50,23 @@ class FakeApi:
             thing.setdefault("status", {})
             self.objects[plural][name] = thing
             self._history.append((self._version, plural, kind, json.loads(json.dumps(thing))))
-            self._changed.notify_all()
+            self.changed.notify_all()
         return thing
 
     def drop(self, plural: str, name: str) -> None:
         """Delete an object at once."""
-        with self._changed:
+        with self.changed:
             thing = self.objects[plural].pop(name)
             self._version += 1
             thing["metadata"]["resourceVersion"] = str(self._version)
             self._history.append((self._version, plural, "DELETED", thing))
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def forget(self) -> None:
         """Compact: watches from an earlier version are told that it is gone."""
-        with self._changed:
+        with self.changed:
             self.oldest = self._version
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def after(self, version: int, plural: str, wait_s: float) -> list[tuple[int, str, Object]]:
         """Changes after a version, waiting for some."""
@@ -73,8 +74,8 @@ class FakeApi:
         def found() -> list[tuple[int, str, Object]]:
             return [(v, kind, o) for v, p, kind, o in self._history if v > version and p == plural]
 
-        with self._changed:
-            self._changed.wait_for(lambda: found() or version < self.oldest, wait_s)
+        with self.changed:
+            self.changed.wait_for(lambda: found() or version < self.oldest, wait_s)
             return found()
 
     @property
@@ -98,6 +99,19 @@ def serving(api: FakeApi) -> Iterator[Cluster]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def write_kubeconfig(cluster: Cluster, path: Path) -> None:
+    """The configuration of a person who uses that namespace, for a process of its own."""
+    host = cluster.client.configuration.host
+    context = {"cluster": "c", "user": "u", "namespace": NAMESPACE}
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": host}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": context}],
+        "current-context": "c",
+    }
+    path.write_text(json.dumps(config))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,16 +142,18 @@ class _Handler(BaseHTTPRequestHandler):
         change = self._body()
         if self._fails("patch", plural):
             return
-        old = self.api.objects[plural].get(name)
-        if self.headers["Content-Type"].startswith("application/merge-patch"):
-            if old is None:
-                self._say(404, f"no {name}")
-                return
-            asked = change.get("metadata", {}).pop("resourceVersion", None)
-            if asked not in (None, old["metadata"]["resourceVersion"]):
-                self._say(409, "the object has been modified")
-                return
-        self._answer(self.api.put(plural, _merged(old or {}, change)))
+        with self.api.changed:
+            old = self.api.objects[plural].get(name)
+            if self.headers["Content-Type"].startswith("application/merge-patch"):
+                if old is None:
+                    self._say(404, f"no {name}")
+                    return
+                asked = change.get("metadata", {}).pop("resourceVersion", None)
+                if asked not in (None, old["metadata"]["resourceVersion"]):
+                    self._say(409, "the object has been modified")
+                    return
+            made = self.api.put(plural, _merged(old or {}, change))
+        self._answer(made)
 
     def do_POST(self) -> None:
         plural, _, _, _ = self._parsed()
@@ -166,7 +182,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _parsed(self) -> tuple[str, str, str, dict[str, str]]:
         parts = urlsplit(self.path)
-        plural, name, subresource, *_ = [*parts.path.split(f"/{NAMESPACE}/")[1].split("/"), "", ""]
+        plural, name, subresource, *_ = [
+            *parts.path.partition("/namespaces/")[2].split("/")[1:],
+            "",
+            "",
+        ]
         self.api.requests.append(f"{self.command} {plural}/{name}")
         return plural, name, subresource, {k: v[0] for k, v in parse_qs(parts.query).items()}
 

@@ -9,7 +9,7 @@ import pytest
 from mmar_jobs.errors import ExitCode
 from tests.fakes import Fails
 
-WORDS = ("run-job", "scale", "reap", "status", "logs", "submit")
+WORDS = ("run-job", "run-bench", "scale", "reap", "status", "logs", "submit", "wait")
 NOWHERE = ("--run-id", "r", "--jobs", str(Path(__file__).parent.parent.parent / "k8s/jobs"))
 
 
@@ -30,6 +30,7 @@ def test_help_imports_no_client(word: str) -> None:
         (("run-job", "filter", "--run-id", "R!"), "no DNS label"),
         (("run-job", "filter", "--run-id", "r", "--jobs", "/nowhere"), "/nowhere"),
         (("run-job", "filter", *NOWHERE), "set KUBECONFIG"),
+        (("run-bench", "filter", "--commit", "main"), "main is no commit of 40 digits"),
         (("scale", "vllm", "--replicas=1", "--models=uncle"), "'uncle' is none of base, parent"),
         (("submit", "r", "-p", "iterations"), "'iterations' is not NAME=VALUE"),
     ],

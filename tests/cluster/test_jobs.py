@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mmar_jobs.cluster.jobs import DIGEST, STAGES, Fate, Work, differences, fate_of, job_of
+from mmar_jobs.cluster.jobs import DIGEST, STAGES, Fate, StageWork, differences, fate_of, job_of
 from mmar_jobs.cluster.manifests import find_template
 from mmar_jobs.errors import SettingsError
 from tests.cluster.things import WORK, manifest, template
@@ -17,13 +17,13 @@ from tests.cluster.things import with_condition as having
 )
 def test_the_same_work_has_the_same_name(stage: str, name: str) -> None:
     """Iterations have names of their own where a stage has iterations."""
-    assert name == Work(stage, "run", 2).name
+    assert name == StageWork(stage, "run", 2).name
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_longest_run_id_still_gives_a_name(stage: str) -> None:
     """Kubernetes takes 63 characters, for the pods' label too."""
-    assert 63 >= len(Work(stage, "r" * 40, 1000).name)
+    assert 63 >= len(StageWork(stage, "r" * 40, 1000).name)
 
 
 def test_a_job_carries_the_run_on_itself_and_its_pods() -> None:

@@ -58,12 +58,13 @@ class Scene:
     def control(self) -> None:
         """Do what the StatefulSet's controller does, until the test ends."""
         while not self.ended.wait(0.02):
-            server = self.api.objects["statefulsets"].get("vllm")
-            if server is None or server["status"].get("replicas") == server["spec"]["replicas"]:
-                continue
-            num = server["spec"]["replicas"]
-            status = {"replicas": num, "readyReplicas": num, "observedGeneration": 1}
-            self.api.put("statefulsets", server | {"status": status})
+            with self.api.changed:  # between reading and writing nobody else may write
+                server = self.api.objects["statefulsets"].get("vllm")
+                if server is None or server["status"].get("replicas") == server["spec"]["replicas"]:
+                    continue
+                num = server["spec"]["replicas"]
+                status = {"replicas": num, "readyReplicas": num, "observedGeneration": 1}
+                self.api.put("statefulsets", server | {"status": status})
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from mmar_jobs.cluster.jobs import Work, job_of
+from mmar_jobs.cluster.jobs import StageWork, job_of
 
 Object = dict[str, Any]
-WORK = Work("filter", "run", 2)
+WORK = StageWork("filter", "run", 2)
 
 
 def template(stage: str = "filter") -> Object:

@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = ROOT / "k8s" / "jobs"
+BENCHMARK = ROOT / "k8s" / "benchmark"
 ARGO = ROOT / "argo"
 CHARTS = ROOT / "charts"
 
@@ -32,8 +33,42 @@ def read_one(path: Path) -> Object:
 @cache
 def jobs() -> dict[str, Object]:
     """The Job of every stage, by stage."""
-    found = [read_one(path) for path in sorted(JOBS.glob("*.yaml")) if path.stem != "kustomization"]
+    return _labelled(JOBS)
+
+
+@cache
+def benches() -> dict[str, Object]:
+    """The Job of benches on each kind of node, by its label."""
+    return _labelled(BENCHMARK)
+
+
+def _labelled(folder: Path) -> dict[str, Object]:
+    paths = [path for path in sorted(folder.glob("*.yaml")) if path.stem != "kustomization"]
+    found = [read_one(path) for path in paths]
     return {job["metadata"]["labels"]["mmar-jobs/stage"]: job for job in found}
+
+
+@cache
+def events() -> list[Object]:
+    """What argo/events makes."""
+    paths = sorted((ARGO / "events").glob("*.yaml"))
+    return [item for path in paths if path.stem != "kustomization" for item in read(path)]
+
+
+def events_pod(item: Object) -> Object | None:
+    """The metadata and spec of the pod of an EventSource or Sensor.
+
+    Their controller adds the image; whether there is a token is the account's to say.
+    """
+    if item["kind"] not in ("EventSource", "Sensor"):
+        return None
+    template = item["spec"]["template"]
+    spec = {key: value for key, value in template.items() if key not in ("metadata", "container")}
+    spec["containers"] = [template["container"] | {"name": "main", "image": "argo-events:pinned"}]
+    for account in (each for each in events() if each["kind"] == "ServiceAccount"):
+        if account["metadata"]["name"] == template["serviceAccountName"]:
+            spec["automountServiceAccountToken"] = account["automountServiceAccountToken"]
+    return {"metadata": template["metadata"], "spec": spec}
 
 
 def strings(value: Any) -> Iterator[str]:

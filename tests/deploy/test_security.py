@@ -9,13 +9,25 @@ import pytest
 import yaml
 
 from tests.deploy.charts import KUBERNETES, rendered, rendered_text, tool
-from tests.deploy.manifests import ROOT, Object, jobs, pod_of, read, read_one, strings
+from tests.deploy.manifests import (
+    ARGO,
+    ROOT,
+    Object,
+    benches,
+    events,
+    events_pod,
+    jobs,
+    pod_of,
+    read,
+    read_one,
+    strings,
+)
 from tests.deploy.workflows import templates
 
 K8S = ROOT / "k8s"
 CASES = ("mmar-jobs-all", "mmar-jobs-default", "vllm-default", "vllm-for-others")
 # Pods that talk to the API server; all others get no token.
-WITH_TOKEN = {"mmar-jobs-runner", "mmar-jobs-scaler", "mmar-jobs-reaper"}
+WITH_TOKEN = {"mmar-jobs-runner", "mmar-jobs-scaler", "mmar-jobs-reaper", "mmar-jobs-submitter"}
 # NVIDIA's runtime writes into the root file system of containers with GPUs.
 GPU = "nvidia.com/gpu"
 
@@ -23,7 +35,7 @@ GPU = "nvidia.com/gpu"
 @cache
 def pods() -> dict[str, Object]:
     """Every pod that this project makes, as metadata and spec, by name."""
-    found = {f"job/{stage}": job["spec"]["template"] for stage, job in jobs().items()}
+    found = {f"job/{stage}": job["spec"]["template"] for stage, job in (jobs() | benches()).items()}
     found["job/download"] = read_one(K8S / "model" / "download.yaml")["spec"]["template"]
     for (home, name), leaf in templates().items():
         if leaf.is_leaf:
@@ -33,6 +45,10 @@ def pods() -> dict[str, Object]:
                 **{key: body[key] for key in ("securityContext", "serviceAccountName", "volumes")},
             }
             found[f"argo/{home}/{name}"] = {"metadata": body["metadata"], "spec": spec}
+    for item in events():
+        pod = events_pod(item)
+        if pod is not None:
+            found[f"events/{item['kind']}"] = pod
     for case in CASES:
         for item in rendered(case):
             pod = pod_of(item)
@@ -41,7 +57,12 @@ def pods() -> dict[str, Object]:
     return found
 
 
-@pytest.fixture(params=[*(f"job/{stage}" for stage in jobs()), "job/download", "argo", "charts"])
+@pytest.fixture(
+    params=[
+        *(f"job/{stage}" for stage in jobs() | benches()),
+        *("job/download", "argo", "charts", "events"),
+    ]
+)
 def group(request: pytest.FixtureRequest) -> dict[str, Object]:
     """The pods of one source."""
     tool("helm")
@@ -127,7 +148,8 @@ def test_charts_make_no_secret(case: str) -> None:
 
 def _policies() -> list[Object]:
     found = [item for case in CASES for item in rendered(case) if item["kind"] == "NetworkPolicy"]
-    return [*found, read_one(K8S / "model" / "network-policy.yaml")]
+    events_policies = read(ARGO / "events" / "network-policy.yaml")
+    return [*found, read_one(K8S / "model" / "network-policy.yaml"), *events_policies]
 
 
 def _selects(selector: Any, labels: Object) -> bool:
@@ -173,12 +195,8 @@ def test_stages_and_servers_meet() -> None:
 
 
 def _accounts() -> set[str]:
-    return {
-        item["metadata"]["name"]
-        for case in CASES
-        for item in rendered(case)
-        if item["kind"] == "ServiceAccount"
-    }
+    made = [*events(), *(item for case in CASES for item in rendered(case))]
+    return {item["metadata"]["name"] for item in made if item["kind"] == "ServiceAccount"}
 
 
 def test_every_account_that_a_pod_names_is_made(group: dict[str, Object]) -> None:
@@ -199,7 +217,7 @@ def test_rights_are_bound_to_accounts_that_exist() -> None:
         accounts = {item["metadata"]["name"] for item in kinds["ServiceAccount"]}
         assert bound <= accounts
         if bound:
-            assert {"mmar-jobs-stage"} == accounts - bound
+            assert {"mmar-jobs-stage", "mmar-jobs-benchmark"} == accounts - bound
 
 
 def test_rights_are_narrow() -> None:
@@ -223,14 +241,17 @@ def test_rights_are_narrow() -> None:
 
 def test_base_is_valid() -> None:
     """Each object that an administrator applies, by the API server's schemas."""
-    paths = [*(K8S / "base").glob("*.yaml"), *(K8S / "model").glob("*.yaml")]
+    paths = [
+        path for name in ("base", "model", "benchmark") for path in (K8S / name).glob("*.yaml")
+    ]
     items = [item for path in sorted(paths) for item in read(path)]
     for item in items:
         if item["kind"] != "Kustomization":
             kubernetes_validate.validate(item, KUBERNETES, strict=True)
-    for folder in ("base", "model", "jobs"):
-        kustomization = read_one(K8S / folder / "kustomization.yaml")
-        files = {path.name for path in (K8S / folder).glob("*.yaml")} - {"kustomization.yaml"}
+    folders = [K8S / name for name in ("base", "model", "jobs", "benchmark")]
+    for folder in (*folders, ARGO / "events"):
+        kustomization = read_one(folder / "kustomization.yaml")
+        files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
         assert files == set(kustomization["resources"])
 
 

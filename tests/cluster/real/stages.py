@@ -1,4 +1,4 @@
-"""The Jobs of k8s/jobs, fitted to a node without images: Python and this project from the machine.
+"""The Jobs of k8s/, fitted to a node without images: Python and this project from the machine.
 
 As an overlay of kustomize would, it changes where the program comes from, how much is asked for,
 and where the model lies; identity, security context and policies stay as they are.
@@ -16,7 +16,8 @@ from tests.cluster.real.images import BASE
 from tests.cluster.real.namespace import ROOT, Namespace
 
 Object = dict[str, Any]
-JOBS = ROOT / "k8s/jobs"
+STAGES = ROOT / "k8s/jobs"
+BENCHMARK = ROOT / "k8s/benchmark"
 
 
 def _folders() -> list[Path]:
@@ -28,13 +29,13 @@ def _folders() -> list[Path]:
     return sorted(path for path in wanted if not any(other in path.parents for other in wanted))
 
 
-def fitted_jobs(namespace: Namespace, **changes: Any) -> Path:
-    """A folder of manifests for `run-job --jobs`; `changes` to the limits of each container."""
+def fitted_jobs(namespace: Namespace, source: Path = STAGES, **changes: Any) -> Path:
+    """A folder of manifests for `--jobs`; `changes` to the limits of each container."""
     target = namespace.folder / "jobs"
     target.mkdir()
     models = namespace.folder / "models"
     shutil.copytree(tiny_model_folder(), models / "base")
-    for path in sorted(JOBS.glob("*.yaml")):
+    for path in sorted(source.glob("*.yaml")):
         job = yaml.safe_load(path.read_text())
         if job["kind"] == "Job":
             _fit(job, models, changes)
