@@ -75,6 +75,8 @@ class Candidate(Record):
     `draw` counts the candidates of a question from 0. `audio_tokens` is the number of audio tokens
     the engine really put into the prompt; `logprob_sum` is in nats over the completion's tokens.
     `error` is the engine's message when `finish` is ERROR; such a candidate is never an answer.
+    `drawn_tokens` has every token with its log-probability (drawn_tokens.py); empty in answers that
+    nobody learns from.
     """
 
     question_id: str
@@ -90,6 +92,7 @@ class Candidate(Record):
     model_hash: str
     seed: int
     error: str = ""
+    drawn_tokens: str = ""
 
 
 class Grade(StrEnum):

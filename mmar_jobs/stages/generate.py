@@ -55,6 +55,7 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
         questions_per_shard=command.sampling.questions_per_shard,
         top_k=command.filter.top_k if command.sampling.adaptive else None,
         min_valid=command.filter.min_valid if command.sampling.adaptive else 1,
+        keeps_tokens=True,
     )
     return made.make(candidates_key(command.run_id, command.iteration), asking, asked)
 
