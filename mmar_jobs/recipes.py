@@ -5,7 +5,7 @@ Not here: where values come from (settings.py), and what they do.
 """
 
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -30,6 +30,12 @@ def _installed(optimizer: str) -> str:
     if optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
         raise ValueError("needs bitsandbytes, which is not installed: choose adamw")
     return optimizer
+
+
+Objective = Literal["rest", "grpo", "rest+grpo"]
+OBJECTIVE_TEXT: Final = (
+    "what training learns from: right candidates (rest), all by their advantage (grpo), both"
+)
 
 
 class Group(BaseModel):
@@ -141,6 +147,33 @@ class FilterRecipe(Group):
         bool, knob("drop questions that the model also answers right with muted audio")
     ] = False
     seed: Annotated[int, knob("seed of ties")] = 0
+
+
+class RewardRecipe(Group):
+    """Filter, for the objectives grpo and rest+grpo: what a candidate earns (recipe)."""
+
+    correct: Annotated[float, Field(ge=0, description="weight of a right answer")] = 1.0
+    format: Annotated[
+        float, Field(ge=0, description="weight of one thinking and one choice, right or wrong")
+    ] = 0.1
+    length: Annotated[
+        float, Field(ge=0, description="weight of what the last fifth of the token limit costs")
+    ] = 0.0
+    loop: Annotated[
+        float, Field(ge=0, description="weight of what words cost that come 8 times in a row")
+    ] = 0.0
+    audio_dependence: Annotated[
+        float, Field(ge=0, description="weight of a right answer to what is wrong without sound")
+    ] = 0.0
+    divide_by_std: Annotated[
+        bool, knob("divide advantages by the deviation of their question's rewards")
+    ] = False
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each reward by its name in the registry."""
+        weights: dict[str, float] = self.model_dump(exclude={"divide_by_std"})
+        return weights
 
 
 class LoraSettings(Group):

@@ -131,6 +131,20 @@ class Example(Record):
     model_hash: str
 
 
+class PolicyExample(Example):
+    """One candidate of a group, right or wrong, as a policy gradient learns from it.
+
+    `advantage` is its reward over its siblings'. `drawn_tokens` are trained in place of the text.
+    `weight` is what plain fine-tuning beside it gives the completion, mostly 0.
+    """
+
+    weight: Annotated[float, Field(ge=0)]
+    finish: Finish
+    reward: float
+    advantage: float
+    drawn_tokens: Annotated[str, Field(min_length=1)]
+
+
 class Prediction(Record):
     """One answer for the submission. `votes` counts the answers of all samples by choice text."""
 

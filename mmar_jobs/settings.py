@@ -28,6 +28,7 @@ from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.recipes import (
+    OBJECTIVE_TEXT,
     Count,
     DataRecipe,
     EngineSettings,
@@ -36,8 +37,10 @@ from mmar_jobs.recipes import (
     HardwareSettings,
     InferRecipe,
     LoraSettings,
+    Objective,
     OptimSettings,
     PromptRecipe,
+    RewardRecipe,
     SamplingRecipe,
     knob,
 )
@@ -145,7 +148,17 @@ class _Iteration(BaseModel):
     iteration: Annotated[Count, knob("turn of the loop, from 1")] = 1
 
 
-class GenerateCommand(Command, _Iteration):
+class _Rewarded(BaseModel):
+    objective: Annotated[Objective, knob(OBJECTIVE_TEXT)] = "rest"
+    reward: RewardRecipe = RewardRecipe()
+
+    @property
+    def rewards_hearing(self) -> bool:
+        """Whether a reward needs answers to muted clips."""
+        return self.objective != "rest" and self.reward.audio_dependence > 0
+
+
+class GenerateCommand(Command, _Iteration, _Rewarded):
     """Answer each training question K times with the current model."""
 
     model: Annotated[str, knob("folder of the base model")]
@@ -156,7 +169,7 @@ class GenerateCommand(Command, _Iteration):
     engine: EngineSettings = EngineSettings()
 
 
-class FilterCommand(Command, _Iteration):
+class FilterCommand(Command, _Iteration, _Rewarded):
     """Keep the candidates that are provably right as training examples."""
 
     prompt: PromptRecipe = PromptRecipe()
@@ -211,7 +224,7 @@ class ReportCommand(Command):
     output: Annotated[Path | None, knob("also write report.html to this path")] = None
 
 
-class RunCommand(Command, Sources):
+class RunCommand(Command, Sources, _Rewarded):
     """Run it all: ingest; per iteration generate, filter, train, evaluate; infer, submit."""
 
     model: Annotated[str, knob("folder of the base model")]
