@@ -17,7 +17,7 @@ space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
 	verdict score submission manifest identity split layout))
 
-.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster \
+.PHONY: help setup demo demo-grpo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster \
 	images charts check coverage goldens clean
 
 help: ## list the verbs
@@ -32,13 +32,17 @@ help: ## list the verbs
 setup: $(UV) ## install everything the other verbs need, pinned by uv.lock
 	@$(UV) sync --locked --all-extras --quiet
 
+demo-grpo: DEMO := demo/grpo-$(SEED)
+demo-grpo: OBJECTIVE := --objective grpo --iterations 2
+demo-grpo: demo ## the same by a policy gradient, two iterations (SEED=0)
+
 demo: setup ## run the main job on this machine: tiny model, synthetic benchmark (SEED=0)
 	@$(RUN) mmar-jobs tiny world $(DEMO)/world --seed $(SEED) >/dev/null
 	@$(RUN) mmar-jobs run --config mmar_jobs/tiny/demo.toml --run-id demo-$(SEED) \
 		--store $(DEMO)/store --model mmar_jobs/tiny/weights --output $(DEMO) \
 		--questions $(DEMO)/world/train.jsonl --heldout $(DEMO)/world/heldout.jsonl \
 		--benchmark $(DEMO)/world/benchmark.jsonl \
-		--sampling.seed $(SEED) --optim.seed $(SEED)
+		--sampling.seed $(SEED) --optim.seed $(SEED) $(OBJECTIVE)
 	@$(RUN) mmar-jobs validate $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
 	@$(RUN) mmar-jobs score $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
 
