@@ -39,6 +39,7 @@ class TrainBench:
     seed: int = 0
     learning_rate: float = 1e-3
     compare: Literal["peft"] | None = None
+    objective: Literal["rest", "grpo"] = "rest"
 
     @property
     def memory_bytes(self) -> int:
@@ -97,6 +98,8 @@ class Figures:
             "memory_gb": bench.memory_gb if path == "mmar" else None,
             "seed": bench.seed,
         }
+        if bench.objective != "rest" and path == "mmar":
+            self.case["objective"] = bench.objective
 
     def one(
         self,

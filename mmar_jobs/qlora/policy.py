@@ -106,7 +106,9 @@ class _PolicyLossOfStep:
 
     def of_row(self, fit: Fit, packed: PackedRow) -> tuple[Tensor, Tensor]:
         hidden_CH, target_C = predicting_hidden(fit.lora, self.rows, packed, fit.audio)
-        facts = TokenFacts(*(column.to(hidden_CH.device) for column in self._facts(packed)))
+        facts = TokenFacts(
+            *(column.to(hidden_CH.device, non_blocking=True) for column in self._facts(packed))
+        )
         loss, logprob_C = linear_token_loss(
             hidden_CH,
             fit.lora.model.lm_head.weight,
