@@ -231,7 +231,7 @@ def example_of(engine: Any, sampling: Sampling, draw: int = 0) -> tuple[Any, Pol
 
 @pytest.mark.parametrize("max_tokens", [9, 96])
 def test_trainer_and_engine_agree(max_tokens: int) -> None:
-    """On the tiny model's own draws, cut or ended, to 1e-3 nats a token."""
+    """On the tiny model's own draws, cut or ended, to 1e-3 nats a token; a deaf one is refused."""
     folder, processor = tiny_model_folder(), load_processor(tiny_model_folder())
     engine = open_local_engine(folder, None, EngineSettings(threads=1))
     sampling = Sampling(1.0, 1.0, 0, 1.0, max_tokens, seed=4)
@@ -249,6 +249,9 @@ def test_trainer_and_engine_agree(max_tokens: int) -> None:
         assert row.num_labels == len(part) > 1
         assert (row.engine_C - part).abs().max() < 1e-3
     assert 1 == len(list(pack(rows, 1024)))
+    deaf = cases.fit_of(lora, {"clip": torch.zeros_like(embeds)}, token_budget=1024)
+    with pytest.raises(GateError, match="does not hear; nothing was trained"):
+        GRPO.prepare(deaf, rows)
 
 
 def test_tokens_of_another_text_are_refused() -> None:

@@ -209,5 +209,6 @@ def _read(folder: Path, objective: str, seed: int) -> Learned:
         right=frozenset(key for key, grade in grades.items() if grade is Grade.CORRECT),
         num_drawn_tokens=candidates.manifest.counts["num_tokens"],
         num_trained_tokens=adapter.manifest.counts["num_tokens"],
-        train_s=adapter.manifest.cost["seconds"],
+        # Of the steps of all attempts; the manifest's own seconds are the last attempt's.
+        train_s=adapter.manifest.counts["num_tokens"] / adapter.manifest.cost["tokens_per_s"],
     )

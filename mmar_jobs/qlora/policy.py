@@ -28,8 +28,9 @@ from mmar_jobs.qlora.packing import PackedRow, PolicyRow, TrainRow, pack
 from mmar_jobs.qlora.recipes import PolicyRecipe
 from mmar_jobs.qlora.step import Fit, StepLoss, predicting_hidden
 
-# Engine and trainer of one model in 16 bits, or in NF4, differ by hundredths of a nat a token; a
-# trainer that is deaf or has another prompt or parent differs by tenths and more.
+# Of the mean difference of trainer and engine, nats a token. Measured on the tiny model in fp32:
+# 0.00004 where all is right, 0.3 with another prompt, 1.9 deaf, 2.6 with another clip. A trainer in
+# NF4 beside an engine in 16 bits is expected at hundredths.
 MAX_MISMATCH_NATS: Final = 0.3
 _SCORED_TOGETHER: Final = 256
 _SUMS: Final = ("tokens", "low", "high", "kl_old", "kl_base", "cut", "logprob")
