@@ -156,7 +156,7 @@ def _learn_seed(bench: ObjectivesBench, seed: int) -> Iterator[Learned]:
         seed=seed,
         num_train=bench.num_train,
         num_heldout=bench.num_heldout,
-        num_benchmark=20,
+        num_benchmark=200,
     )
     drawn = folder / _DRAWN
     _run("ingest", drawn, _sources(world))
