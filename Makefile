@@ -33,8 +33,8 @@ setup: $(UV) ## install everything the other verbs need, pinned by uv.lock
 	@$(UV) sync --locked --all-extras --quiet
 
 demo-grpo: DEMO := demo/grpo-$(SEED)
-demo-grpo: OBJECTIVE := --objective grpo --iterations 2
-demo-grpo: demo ## the same by a policy gradient, two iterations (SEED=0)
+demo-grpo: OBJECTIVE := --objective grpo --iterations 1
+demo-grpo: demo ## one round of it by a policy gradient (SEED=0)
 
 demo: setup ## run the main job on this machine: tiny model, synthetic benchmark (SEED=0)
 	@$(RUN) mmar-jobs tiny world $(DEMO)/world --seed $(SEED) >/dev/null
