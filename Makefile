@@ -15,7 +15,7 @@ CHARTUTIL := helm.sh/helm/v3/pkg/chartutil
 comma := ,
 space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
-	verdict score submission manifest identity split layout))
+	verdict score submission manifest identity split layout rewards group drawn_tokens))
 
 .PHONY: help setup demo demo-grpo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster \
 	images charts check coverage goldens clean
@@ -90,6 +90,7 @@ coverage: setup ## the pure modules are covered to the last branch
 		tests/test_records.py tests/test_prompt.py tests/test_grade.py tests/test_zone.py \
 		tests/test_stats.py tests/test_verdict.py tests/test_score.py tests/test_submission.py \
 		tests/test_manifest.py tests/test_identity.py tests/test_split.py tests/test_layout.py \
+		tests/test_rewards.py tests/test_group.py tests/test_drawn_tokens.py \
 		--deselect tests/test_grade.py::test_grading_is_fast_enough_for_a_million_candidates
 	@$(RUN) coverage report --fail-under=100 --include="$(PURE)"
 
