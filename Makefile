@@ -15,9 +15,9 @@ CHARTUTIL := helm.sh/helm/v3/pkg/chartutil
 comma := ,
 space := $(subst ,, )
 PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt grade zone stats \
-	verdict score submission manifest identity split layout))
+	verdict score submission manifest identity split layout rewards group drawn_tokens))
 
-.PHONY: help setup demo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster \
+.PHONY: help setup demo demo-grpo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster \
 	images charts check coverage goldens clean
 
 help: ## list the verbs
@@ -32,13 +32,17 @@ help: ## list the verbs
 setup: $(UV) ## install everything the other verbs need, pinned by uv.lock
 	@$(UV) sync --locked --all-extras --quiet
 
+demo-grpo: DEMO := demo/grpo-$(SEED)
+demo-grpo: OBJECTIVE := --objective grpo --iterations 1
+demo-grpo: demo ## one round of it by a policy gradient (SEED=0)
+
 demo: setup ## run the main job on this machine: tiny model, synthetic benchmark (SEED=0)
 	@$(RUN) mmar-jobs tiny world $(DEMO)/world --seed $(SEED) >/dev/null
 	@$(RUN) mmar-jobs run --config mmar_jobs/tiny/demo.toml --run-id demo-$(SEED) \
 		--store $(DEMO)/store --model mmar_jobs/tiny/weights --output $(DEMO) \
 		--questions $(DEMO)/world/train.jsonl --heldout $(DEMO)/world/heldout.jsonl \
 		--benchmark $(DEMO)/world/benchmark.jsonl \
-		--sampling.seed $(SEED) --optim.seed $(SEED)
+		--sampling.seed $(SEED) --optim.seed $(SEED) $(OBJECTIVE)
 	@$(RUN) mmar-jobs validate $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
 	@$(RUN) mmar-jobs score $(DEMO)/submission.zip --meta $(DEMO)/world/benchmark.jsonl
 
@@ -90,6 +94,7 @@ coverage: setup ## the pure modules are covered to the last branch
 		tests/test_records.py tests/test_prompt.py tests/test_grade.py tests/test_zone.py \
 		tests/test_stats.py tests/test_verdict.py tests/test_score.py tests/test_submission.py \
 		tests/test_manifest.py tests/test_identity.py tests/test_split.py tests/test_layout.py \
+		tests/test_rewards.py tests/test_group.py tests/test_drawn_tokens.py \
 		--deselect tests/test_grade.py::test_grading_is_fast_enough_for_a_million_candidates
 	@$(RUN) coverage report --fail-under=100 --include="$(PURE)"
 

@@ -5,7 +5,8 @@ Not here: where values come from (settings.py), and what they do.
 """
 
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -30,6 +31,19 @@ def _installed(optimizer: str) -> str:
     if optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
         raise ValueError("needs bitsandbytes, which is not installed: choose adamw")
     return optimizer
+
+
+Objective = Literal["rest", "grpo", "rest+grpo"]
+OBJECTIVE_TEXT: Final = (
+    "what training learns from: right candidates (rest), all by their advantage (grpo), both"
+)
+
+
+def tensorboard_installed(folder: Path | None) -> Path | None:
+    """Refuse event files where the package that writes them lacks, before a GPU is waited for."""
+    if folder is not None and find_spec("tensorboard") is None:
+        raise ValueError("needs tensorboard, which is not installed: mmar-jobs[tensorboard]")
+    return folder
 
 
 class Group(BaseModel):
@@ -143,6 +157,33 @@ class FilterRecipe(Group):
     seed: Annotated[int, knob("seed of ties")] = 0
 
 
+class RewardRecipe(Group):
+    """Filter, for the objectives grpo and rest+grpo: what a candidate earns (recipe)."""
+
+    correct: Annotated[float, Field(ge=0, description="weight of a right answer")] = 1.0
+    format: Annotated[
+        float, Field(ge=0, description="weight of one thinking and one choice, right or wrong")
+    ] = 0.1
+    length: Annotated[
+        float, Field(ge=0, description="weight of what the last fifth of the token limit costs")
+    ] = 0.0
+    loop: Annotated[
+        float, Field(ge=0, description="weight of what words cost that come 8 times in a row")
+    ] = 0.0
+    audio_dependence: Annotated[
+        float, Field(ge=0, description="weight of a right answer to what is wrong without sound")
+    ] = 0.0
+    divide_by_std: Annotated[
+        bool, knob("divide advantages by the deviation of their question's rewards")
+    ] = False
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each reward by its name in the registry."""
+        weights: dict[str, float] = self.model_dump(exclude={"divide_by_std"})
+        return weights
+
+
 class LoraSettings(Group):
     """Train: the adapter (recipe)."""
 
@@ -197,6 +238,41 @@ class OptimSettings(Group):
         1.0
     )
     seed: Annotated[int, knob("seed of LoRA's first weights, dropout and order")] = 0
+
+
+class GrpoRecipe(Group):
+    """Train, for the objectives grpo and rest+grpo: the policy gradient (recipe)."""
+
+    learning_rates: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...],
+        Field(min_length=1, description="peak learning rate per iteration; the last one repeats"),
+    ] = (1e-5, 5e-6)
+    num_epochs: Annotated[Count, knob("passes over the candidates at most")] = 2
+    candidates_per_step: Annotated[Count, knob("candidates per optimiser step")] = 64
+    mean_over_tokens: Annotated[
+        bool, knob("each candidate weighs the same whatever its length; else each token does")
+    ] = False
+    clip_low: Annotated[
+        float, Field(gt=0, lt=1, description="a token's ratio counts from 1 - this on")
+    ] = 0.2
+    clip_high: Annotated[float, Field(gt=0, description="and up to 1 + this")] = 0.28
+    max_importance: Annotated[
+        float,
+        Field(ge=0, description="cut of a token's trainer/engine probability; 0: not weighed"),
+    ] = 2.0
+    kl_weight: Annotated[
+        float, Field(ge=0, description="weight of the divergence from the base")
+    ] = 0.0
+    max_kl: Annotated[
+        float,
+        Field(ge=0, description="divergence, nats a token, that ends training early; 0: none"),
+    ] = 0.1
+    max_clip_fraction: Annotated[
+        Fraction, knob("share of clipped tokens that ends training early; 0: none")
+    ] = 0.3
+    example_weight: Annotated[
+        float, Field(ge=0, description="rest+grpo: weight of the right candidates' cross-entropy")
+    ] = 0.1
 
 
 class GateRecipe(Group):

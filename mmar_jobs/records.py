@@ -75,6 +75,8 @@ class Candidate(Record):
     `draw` counts the candidates of a question from 0. `audio_tokens` is the number of audio tokens
     the engine really put into the prompt; `logprob_sum` is in nats over the completion's tokens.
     `error` is the engine's message when `finish` is ERROR; such a candidate is never an answer.
+    `drawn_tokens` has every token with its log-probability (drawn_tokens.py); empty in answers that
+    nobody learns from.
     """
 
     question_id: str
@@ -90,6 +92,7 @@ class Candidate(Record):
     model_hash: str
     seed: int
     error: str = ""
+    drawn_tokens: str = ""
 
 
 class Grade(StrEnum):
@@ -126,6 +129,20 @@ class Example(Record):
     audio_sha256: str
     prompt_hash: str
     model_hash: str
+
+
+class PolicyExample(Example):
+    """One candidate of a group, right or wrong, as a policy gradient learns from it.
+
+    `advantage` is its reward over its siblings'. `drawn_tokens` are trained in place of the text.
+    `weight` is what plain fine-tuning beside it gives the completion, mostly 0.
+    """
+
+    weight: Annotated[float, Field(ge=0)]
+    finish: Finish
+    reward: float
+    advantage: float
+    drawn_tokens: Annotated[str, Field(min_length=1)]
 
 
 class Prediction(Record):

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -28,18 +28,23 @@ from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.recipes import (
+    OBJECTIVE_TEXT,
     Count,
     DataRecipe,
     EngineSettings,
     FilterRecipe,
     GateRecipe,
+    GrpoRecipe,
     HardwareSettings,
     InferRecipe,
     LoraSettings,
+    Objective,
     OptimSettings,
     PromptRecipe,
+    RewardRecipe,
     SamplingRecipe,
     knob,
+    tensorboard_installed,
 )
 
 ENV_PREFIX = "MMAR_"
@@ -145,7 +150,20 @@ class _Iteration(BaseModel):
     iteration: Annotated[Count, knob("turn of the loop, from 1")] = 1
 
 
-class GenerateCommand(Command, _Iteration):
+class _WithObjective(BaseModel):
+    objective: Annotated[Objective, knob(OBJECTIVE_TEXT)] = "rest"
+
+
+class _Rewarded(_WithObjective):
+    reward: RewardRecipe = RewardRecipe()
+
+    @property
+    def rewards_hearing(self) -> bool:
+        """Whether a reward needs answers to muted clips."""
+        return self.objective != "rest" and self.reward.audio_dependence > 0
+
+
+class GenerateCommand(Command, _Iteration, _Rewarded):
     """Answer each training question K times with the current model."""
 
     model: Annotated[str, knob("folder of the base model")]
@@ -156,14 +174,24 @@ class GenerateCommand(Command, _Iteration):
     engine: EngineSettings = EngineSettings()
 
 
-class FilterCommand(Command, _Iteration):
+class FilterCommand(Command, _Iteration, _Rewarded):
     """Keep the candidates that are provably right as training examples."""
 
     prompt: PromptRecipe = PromptRecipe()
     filter: FilterRecipe = FilterRecipe()
 
 
-class TrainCommand(Command, _Iteration):
+class _Trained(BaseModel):
+    grpo: GrpoRecipe = GrpoRecipe()
+    checkpoint_every_steps: Annotated[Count, knob("optimiser steps between checkpoints")] = 20
+    tensorboard: Annotated[
+        Path | None,
+        AfterValidator(tensorboard_installed),
+        knob("folder for TensorBoard's event files, a folder in it for each iteration"),
+    ] = None
+
+
+class TrainCommand(Command, _Iteration, _WithObjective, _Trained):
     """Train a QLoRA adapter on the examples."""
 
     model: Annotated[str, knob("folder of the base model")]
@@ -173,7 +201,6 @@ class TrainCommand(Command, _Iteration):
     optim: OptimSettings = OptimSettings()
     engine: EngineSettings = EngineSettings()
     hardware: HardwareSettings = HardwareSettings()
-    checkpoint_every_steps: Annotated[Count, knob("optimiser steps between checkpoints")] = 20
 
 
 class EvaluateCommand(Command, _Iteration):
@@ -211,7 +238,7 @@ class ReportCommand(Command):
     output: Annotated[Path | None, knob("also write report.html to this path")] = None
 
 
-class RunCommand(Command, Sources):
+class RunCommand(Command, Sources, _Rewarded, _Trained):
     """Run it all: ingest; per iteration generate, filter, train, evaluate; infer, submit."""
 
     model: Annotated[str, knob("folder of the base model")]
@@ -228,7 +255,6 @@ class RunCommand(Command, Sources):
     infer: InferRecipe = InferRecipe()
     engine: EngineSettings = EngineSettings()
     hardware: HardwareSettings = HardwareSettings()
-    checkpoint_every_steps: Annotated[Count, knob("optimiser steps between checkpoints")] = 20
     fail_on_refusal: Annotated[bool, knob("exit 4 when no iteration was promoted")] = False
     output: Annotated[Path | None, knob("folder for copies of submission.zip, report.html")] = None
 

@@ -48,6 +48,7 @@ class DropReason(StrEnum):
     NO_THINKING = "no_thinking"  # correct, but it would teach to answer without reasoning
     NOT_CHOSEN = "not_chosen"  # correct, but beyond the k that stay
     MERGED = "merged"  # chosen, and word for word another chosen one, whose weight grows instead
+    FLAT_GROUP = "flat_group"  # for a policy gradient: all candidates of its question earn the same
 
 
 class SelectionRule(Record):
@@ -103,6 +104,7 @@ class Selection:
     rate: Rate
     choosable_tokens: tuple[int, ...] = ()  # lengths of the traces that could be chosen
     chosen_tokens: tuple[int, ...] = ()  # lengths of those that were, before equal ones are merged
+    rewards: tuple[float, ...] = ()  # of all that are no error, where a policy gradient learns
 
 
 _REASON_BY_GRADE: Final = {

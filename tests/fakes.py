@@ -19,6 +19,7 @@ from structlog.testing import CapturingLogger
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import SAMPLE_RATE_HZ, canary_clip, num_audio_tokens
 from mmar_jobs.base_model import model_digest
+from mmar_jobs.drawn_tokens import pack_tokens
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.grade import parse
 from mmar_jobs.identity import Canary, ModelIdentity
@@ -85,7 +86,10 @@ class FakeEngine:
         right = num_audio_tokens(len(request.clip.waveform))
         heard = right if self.audio_tokens is None else self.audio_tokens
         num_tokens = len(text.split())
-        return Completion(text, self.finish, num_tokens, -0.5 * num_tokens, heard)
+        drawn = pack_tokens(range(num_tokens), [-0.5] * num_tokens)
+        return Completion(
+            text, self.finish, num_tokens, -0.5 * num_tokens, heard, drawn_tokens=drawn
+        )
 
 
 @dataclass

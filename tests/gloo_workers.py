@@ -17,7 +17,9 @@ from mmar_jobs.errors import MmarError, TryAgain
 from mmar_jobs.launch import free_port
 from mmar_jobs.qlora.distributed import join_workers
 from mmar_jobs.qlora.export import export_adapter
-from mmar_jobs.qlora.recipes import TrainRecipe
+from mmar_jobs.qlora.policy import PolicyGradient
+from mmar_jobs.qlora.recipes import PolicyRecipe, TrainRecipe
+from mmar_jobs.qlora.step import CROSS_ENTROPY, Objective
 from mmar_jobs.qlora.trainer import Surroundings, digest_factors, train
 from mmar_jobs.stages.checkpoints import StoreCheckpoints
 from mmar_jobs.store import open_store
@@ -30,6 +32,10 @@ def fit(folder: Path, scenario: dict[str, Any], *, rank: int = 0, num: int = 1) 
     """Train as one of `num`; returns losses and the factors' digest, and exports the adapter."""
     lora = cases.adapted(cases.RECIPE, fill=False)
     rows, audio = cases.make_rows(LENGTHS, weights=[0.5, 1, 2, 1, 1] * 2)
+    objective: Objective = CROSS_ENTROPY
+    if scenario.get("policy"):
+        objective = PolicyGradient(PolicyRecipe(kl_weight=0.1, example_weight=0.3))
+        rows = cases.as_candidates(lora, rows, audio)
     if scenario.get("odd_rows") == rank:
         rows = rows[1:]
     recipe = TrainRecipe(learning_rate=1e-2, token_budget=40, **scenario.get("recipe", {}))
@@ -46,13 +52,14 @@ def fit(folder: Path, scenario: dict[str, Any], *, rank: int = 0, num: int = 1) 
     device = torch.device("cpu")
     with join_workers(rank, num, device, timeout_s=30) as workers:
         around = Surroundings(checkpoints=checkpoints, on_step=on_step, workers=workers)
-        result = train(lora, rows, recipe, audio=audio, around=around)
+        result = train(lora, rows, recipe, audio=audio, around=around, objective=objective)
     if rank == 0:
         export_adapter(lora, folder, "tiny")
     return {
         "losses": result.losses,
         "grad_norms": result.grad_norms,
         "num_tokens": result.num_tokens,
+        "kl_old": [metrics["kl_old"] for metrics in result.metrics],
         "digest": digest_factors(lora),
     }
 

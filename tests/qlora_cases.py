@@ -5,6 +5,7 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
-from mmar_jobs.qlora.packing import TrainRow
+from mmar_jobs.qlora.packing import PolicyRow, TrainRow
+from mmar_jobs.qlora.policy import score
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
+from mmar_jobs.qlora.step import Fit
 from mmar_jobs.tiny.model import save_random_model
 
 NUM_AUDIO_TOKENS = 7
@@ -67,6 +70,36 @@ def make_rows(
         rows.append(TrainRow(f"q{index}", ids, num_prompt, weight, f"clip{index}"))
         audio[f"clip{index}"] = torch.randn(NUM_AUDIO_TOKENS, HIDDEN, generator=generator)
     return rows, audio
+
+
+def as_candidates(
+    lora: LoraModel, rows: Sequence[TrainRow], audio: Mapping[str, Tensor], *, noise: float = 0.01
+) -> list[PolicyRow]:
+    """Rows as candidates, a right one in four, whose engine was `lora` but for its rounding."""
+    candidates = [
+        PolicyRow(
+            question_id=row.question_id,
+            input_ids_S=row.input_ids_S,
+            num_prompt_tokens=row.num_prompt_tokens,
+            weight=row.weight,
+            audio_sha256=row.audio_sha256,
+            advantage=-0.25 if index % 4 else 0.75,
+            engine_C=torch.zeros(row.num_labels),
+        )
+        for index, row in enumerate(rows)
+    ]
+    own = score(fit_of(lora, audio), candidates)
+    generator = torch.Generator().manual_seed(5)
+    return [
+        replace(row, engine_C=part + noise * torch.randn(len(part), generator=generator))
+        for row, part in zip(candidates, own, strict=True)
+    ]
+
+
+def fit_of(lora: LoraModel, audio: Mapping[str, Tensor], *, token_budget: int = 64) -> Fit:
+    """What scoring needs; its optimizer is never stepped."""
+    idle = torch.optim.SGD(lora.factors().values(), lr=0.0)
+    return Fit(lora, replace(TRAIN, token_budget=token_budget), audio, idle)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from transformers import GenerationConfig
 
 from mmar_jobs.audio import canary_clip, decode
 from mmar_jobs.base_model import model_digest
+from mmar_jobs.drawn_tokens import MAX_ROUNDING_NATS, unpack_tokens
 from mmar_jobs.encode import load_processor
 from mmar_jobs.engine import Completion, RepetitionDetection, Request, Sampling
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
@@ -306,6 +308,20 @@ def test_adapter_changes_identity_and_canary(
     assert engine.identity.base_digest == adapted.identity.base_digest
     assert adapted.identity.adapter_digest is not None
     assert engine.canary().logprobs != adapted.canary().logprobs
+
+
+def test_drawn_tokens_are_those_of_the_text(engine: LocalEngine, processor: Any) -> None:
+    """Every draw names its tokens, the end of the turn included, and their log-probabilities."""
+    sampling = replace(DRAWN, max_tokens=12)
+    request = requests(draws=(0, 1, 2))[0]
+    [answers] = ask(engine, [request], sampling)
+    for completion, traced in zip(answers, engine.trace(request, sampling), strict=True):
+        drawn = unpack_tokens(completion.drawn_tokens)
+        assert traced.token_ids == tuple(drawn.ids)
+        assert np.abs(drawn.logprobs - np.array(traced.logprobs)).max() < 2 * MAX_ROUNDING_NATS
+        text_ids = drawn.ids[:-1] if completion.finish is Finish.STOP else drawn.ids
+        decoded = processor.tokenizer.decode(text_ids, skip_special_tokens=False)
+        assert completion.text == decoded
 
 
 @pytest.mark.parametrize(

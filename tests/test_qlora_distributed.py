@@ -34,6 +34,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
         "resumed": {"num": 3, "recipe": STEPS, "checkpoints": str(folder / "store")},
         "died": {"num": 2, "recipe": STEPS, "die": [1, 2]},
         "odd": {"num": 2, "recipe": STEPS, "odd_rows": 1},
+        "policy": {"num": 3, "recipe": STEPS, "policy": True},
     }
     arguments = [str(folder / "found"), *(json.dumps(one) for one in scenarios.values())]
     (folder / "found").mkdir()
@@ -112,3 +113,13 @@ def test_processes_with_other_examples_are_refused(
     """Before the first step, the first that differs is named."""
     assert {one["error"] for one in found["odd"]} == {"GateError"}
     assert all("process 1 of 2 has other examples" in one["text"] for one in found["odd"])
+
+
+def test_a_policy_gradient_is_shared_as_well(
+    found: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Scoring and steps are dealt out; all see one divergence, that of a single process."""
+    expected = fit(tmp_path, {"recipe": STEPS, "policy": True})
+    check_same(found["policy"], expected, tmp_path)
+    for one in found["policy"]:
+        assert one["kl_old"] == pytest.approx(expected["kl_old"], rel=1e-3, abs=1e-7)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmar_jobs.artifact import Draft, begin
 from mmar_jobs.audio import ClipReader, num_audio_tokens
+from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.engine import Sampling
 from mmar_jobs.errors import GateError
 from mmar_jobs.identity import ModelIdentity
@@ -91,6 +92,18 @@ def test_candidates_are_verbatim_and_in_order(tmp_path: Path, questions: list[Qu
     assert (IDENTITY.hash, 7, 13) == (first.model_hash, first.seed, first.audio_tokens)
     assert 15 == len(engine.asked)
     assert ({"label": 15}, {"label": 15}) == (track.done, track.totals)
+
+
+def test_tokens_are_kept_only_where_they_are_asked_for(
+    tmp_path: Path, questions: list[Question]
+) -> None:
+    """Generate's candidates carry their tokens; answers that nobody learns from stay small."""
+    kept, _, _ = ask(tmp_path, questions, says("one"), asking((0,), keeps_tokens=True))
+    (tmp_path / "store").rename(tmp_path / "first")
+    left, _, _ = ask(tmp_path, questions, says("one"), asking((0,)))
+    tokens = unpack_tokens(kept[0].drawn_tokens)
+    assert ([0, 1, 2], [-0.5] * 3) == (tokens.ids.tolist(), tokens.logprobs.tolist())
+    assert {""} == {candidate.drawn_tokens for candidate in left}
 
 
 def test_muted_asking_mutes_every_clip(tmp_path: Path, questions: list[Question]) -> None:

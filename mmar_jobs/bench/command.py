@@ -73,6 +73,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--warmup", "steps before those", type=count, default=2)
     flag("--seed", "of weights, rows and dropout", type=count, default=0)
     flag("--device", "cuda, cuda:1, cpu", default="cuda")
+    flag("--objective", "what a step minimises", choices=("rest", "grpo"), default="rest")
     flag("--compare", "time the stock path too, same rows", choices=("peft",), shown="no")
     add_result_flags(parser)
 
@@ -105,6 +106,7 @@ def _train(chosen: argparse.Namespace) -> int:
         compare=chosen.compare,
         rows=chosen.rows or process.num,
         processes=process.num,
+        objective=chosen.objective,
     )
     device = _device(chosen.device, process)
     check_writable(chosen.json)

@@ -1,11 +1,12 @@
 """The benches that need no GPU: their flags, and running them.
 
 Not here: what is measured (generate.py, pipeline.py, filter.py, store.py, accuracy.py,
-cold_start.py, pod_start.py).
+objectives.py, cold_start.py, pod_start.py).
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmar_jobs.bench.flags import add_flag, add_result_flags, count, positive, positive_real
@@ -114,6 +115,32 @@ def _accuracy(chosen: argparse.Namespace, environment: "Environment") -> "Iterab
     return measure_accuracy(answers, read_question_file(chosen.meta), environment)
 
 
+def _add_objectives_flags(parser: argparse.ArgumentParser) -> None:
+    flag = add_flag(parser)
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="keeps all stores, to go on from (required)"
+    )
+    flag("--seeds", "worlds, 1 to this", type=positive, default=5)
+    flag("--train", "train questions of a world; 500 are asked", type=positive, default=1500)
+    flag("--heldout", "held-out questions of a world", type=positive, default=600)
+    flag("--html", "page with the plot of all objectives", type=Path, shown="none")
+    add_result_flags(parser)
+
+
+def _objectives(chosen: argparse.Namespace, environment: "Environment") -> "Iterable[Measurement]":
+    from mmar_jobs.bench import objectives, objectives_page  # noqa: PLC0415 - matplotlib
+    from mmar_jobs.output import write_output  # noqa: PLC0415
+
+    bench = objectives.ObjectivesBench(
+        chosen.folder, chosen.seeds, num_train=chosen.train, num_heldout=chosen.heldout
+    )
+    learned = objectives.learn_all(bench)
+    if chosen.html is not None:
+        page = objectives_page.render_objectives(objectives.standings(learned))
+        write_output(chosen.html, page.encode())
+    return objectives.measure(bench, learned, environment)
+
+
 def _add_cold_start_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(parser)("--repeats", "starts that are timed", type=positive, default=10)
     add_result_flags(parser)
@@ -186,6 +213,11 @@ CPU_BENCHES: Final[Mapping[str, tuple[str, Add, Run]]] = {
     "filter": ("candidates a second of the filter", _add_filter_flags, _running(_filter)),
     "store": ("bytes and requests of a store", _add_store_flags, _running(_store)),
     "accuracy": ("predictions, item by item", _add_accuracy_flags, _running(_accuracy)),
+    "objectives": (
+        "rest, grpo and both on the same candidates",
+        _add_objectives_flags,
+        _running(_objectives),
+    ),
     "cold-start": ("what every command pays", _add_cold_start_flags, _running(_cold_start)),
     "pod-start": ("what a cluster takes before", _add_pod_start_flags, _running(_pod_start)),
 }

@@ -44,6 +44,7 @@ class TrainBench:
     compare: Literal["peft"] | None = None
     rows: int = 1
     processes: int = 1
+    objective: Literal["rest", "grpo"] = "rest"
 
     @property
     def memory_bytes(self) -> int:
@@ -105,6 +106,8 @@ class Figures:
             "memory_gb": bench.memory_gb if path == "mmar" else None,
             "seed": bench.seed,
         }
+        if bench.objective != "rest" and path == "mmar":
+            self.case["objective"] = bench.objective
 
     def one(
         self,

@@ -5,7 +5,9 @@ Not here: packing (qlora/packing.py), any real text or sound.
 Legend: A audio tokens of a clip, H hidden.
 """
 
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmar_jobs.errors import SettingsError
-from mmar_jobs.qlora.packing import TrainRow
+from mmar_jobs.qlora.packing import PolicyRow, TrainRow
 
 # 10 to 30 s of sound at 13 tokens a second, prompt text, and what a thinking model answers.
 _AUDIO_TOKENS: Final = (130, 390)
@@ -60,6 +62,27 @@ def draw_rows(
         rows.append(TrainRow(f"q{name}", ids, num_prompt, 1.0, f"clip{name}"))
         audio[f"clip{name}"] = 0.02 * torch.randn(sizes.audio, hidden, generator=generator)
     return rows, audio
+
+
+def as_candidates(rows: Sequence[TrainRow], vocabulary: int) -> list[PolicyRow]:
+    """Rows as prepared candidates, right and wrong in turn, drawn by who knew nothing."""
+    candidates = []
+    for index, row in enumerate(rows):
+        blind_C = torch.full((row.num_labels,), -math.log(vocabulary))
+        candidates.append(
+            PolicyRow(
+                question_id=row.question_id,
+                input_ids_S=row.input_ids_S,
+                num_prompt_tokens=row.num_prompt_tokens,
+                weight=0.0,
+                audio_sha256=row.audio_sha256,
+                advantage=-0.5 if index % 2 else 0.5,
+                engine_C=blind_C,
+                old_C=blind_C,
+                scale=1 / row.num_labels,
+            )
+        )
+    return candidates
 
 
 def _draw_sizes(tokens: int, example_tokens: int | None, dice: random.Random) -> list[_Sizes]:

@@ -19,23 +19,23 @@ from mmar_jobs.bench.figures import Figures, MemoryUse, Timed, TrainBench
 from mmar_jobs.bench.flops import step_flops
 from mmar_jobs.bench.profile import profile_step
 from mmar_jobs.bench.result import Environment, Measurement
-from mmar_jobs.bench.rows import draw_rows
+from mmar_jobs.bench.rows import as_candidates, draw_rows
 from mmar_jobs.bench.shape import build_thinker
 from mmar_jobs.bench.stock import StockTrainer
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.distributed import ALONE, GradientSum, Workers
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
-from mmar_jobs.qlora.loss import token_coefficients
 from mmar_jobs.qlora.memory import MemoryPlan, Trained, plan_memory
 from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, pack
-from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
-from mmar_jobs.qlora.step import Fit, row_loss, share_rows, take_step
+from mmar_jobs.qlora.policy import PolicyGradient
+from mmar_jobs.qlora.recipes import LoraRecipe, PolicyRecipe, TrainRecipe
+from mmar_jobs.qlora.step import CROSS_ENTROPY, Fit, share_rows, take_step
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    rows: list[TrainRow]
+    rows: Sequence[TrainRow]
     audio: dict[str, Tensor]
 
     @property
@@ -154,10 +154,15 @@ class _Ours:
         shares = profile_step(lambda: self.take(rows), self.device, step_s=step_s)
         yield from figures.of_profile(shares)
 
+    def _fit(self, rows: _Rows) -> Fit:
+        objective = CROSS_ENTROPY
+        if self.bench.objective == "grpo":
+            objective = PolicyGradient(PolicyRecipe())
+        return Fit(self.lora, self.recipe, rows.audio, self.optimizer, self.gradients, objective)
+
     def take(self, rows: _Rows) -> float:
         """One step of the trainer."""
-        fit = Fit(self.lora, self.recipe, rows.audio, self.optimizer, self.gradients)
-        result = take_step(fit, rows.rows, step=self.step)
+        result = take_step(self._fit(rows), rows.rows, step=self.step)
         self.step += 1
         return result.loss
 
@@ -175,19 +180,14 @@ class _Ours:
 
     def _time_parts(self, rows: _Rows, tokens: int) -> tuple[float, float, float]:
         """Seconds of forward, backward, and optimizer with the gradients' norm, each waited for."""
-        coefficients = token_coefficients(
-            [row.weight for row in rows.rows],
-            [row.num_labels for row in rows.rows],
-            self.recipe.weighting,
-        )
+        fit = self._fit(rows)
+        step_loss = fit.objective.of_step(fit, rows.rows)
         self.optimizer.zero_grad(set_to_none=True)
-        self.lora.dropout.active = True
+        self.lora.dropout.active = fit.objective.uses_dropout
         forward_s = backward_s = 0.0
         for _, packed, _ in share_rows(list(pack(rows.rows, tokens)), self.gradients):
             at = _now(self.device)
-            loss, _ = row_loss(
-                self.lora, rows.rows, packed, audio=rows.audio, coefficients=coefficients
-            )
+            loss, _ = step_loss.of_row(fit, packed)
             middle = _now(self.device)
             loss.backward()  # type: ignore[no-untyped-call]
             end = _now(self.device)
@@ -217,6 +217,8 @@ def _draw(bench: TrainBench, tokens: int) -> _Rows:
             audio_token=shape.vocabulary - 1,
             seed=seed,
         )
+        if bench.objective == "grpo":
+            rows = as_candidates(rows, shape.vocabulary)
         drawn.rows.extend(rows)
         drawn.audio.update(audio)
     return drawn

@@ -64,7 +64,10 @@ CANARY_SAMPLING: Final = Sampling(
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What one draw gave; `logprob_sum` in nats, by the softmax before any warping."""
+    """What one draw gave; `logprob_sum` in nats, by the softmax before any warping.
+
+    `drawn_tokens` holds each token, the one that ended it included (drawn_tokens.py).
+    """
 
     text: str
     finish: Finish
@@ -72,6 +75,7 @@ class Completion:
     logprob_sum: float
     audio_tokens: int
     error: str = ""
+    drawn_tokens: str = ""
 
 
 class Engine(Protocol):

@@ -18,6 +18,7 @@ from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import canary_clip
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.chat import render_prompt
+from mmar_jobs.drawn_tokens import pack_tokens
 from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.engine import (
     CANARY_PROMPT,
@@ -134,6 +135,7 @@ class LocalEngine:
             num_tokens=len(row.token_ids),
             logprob_sum=sum(row.logprobs),
             audio_tokens=audio_tokens,
+            drawn_tokens=pack_tokens(row.token_ids, row.logprobs),
         )
 
     @torch.inference_mode()

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from mmar_jobs.drawn_tokens import pack_tokens
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.engine.sampling import draw_seed
 from mmar_jobs.errors import GateError
@@ -181,6 +182,7 @@ def _completion(
         num_tokens=len(ids),
         logprob_sum=sum(choice.token_logprobs),
         audio_tokens=audio_tokens,
+        drawn_tokens=pack_tokens(ids, choice.token_logprobs),
     )
 
 

@@ -17,6 +17,7 @@ from mmar_jobs.audio import Clip, ClipReader
 from mmar_jobs.base_model import check_config, model_digest
 from mmar_jobs.engine import Sampling
 from mmar_jobs.errors import SettingsError
+from mmar_jobs.examples import read_examples
 from mmar_jobs.inspection.look import Subject, Way
 from mmar_jobs.layout import (
     ADAPTER_WEIGHTS,
@@ -33,7 +34,7 @@ from mmar_jobs.prompting.source import read_version
 from mmar_jobs.question_file import clips_beside, find_question, heard, read_question_file
 from mmar_jobs.questions import audio_root, read_split
 from mmar_jobs.recipes import EngineSettings, SamplingRecipe
-from mmar_jobs.records import Example, Question
+from mmar_jobs.records import Question
 from mmar_jobs.stages.answering import drawn
 from mmar_jobs.store import Store, open_store
 
@@ -147,7 +148,7 @@ def _example(store: Store, run_id: str, question_id: str) -> str:
     """The last completion of this question that a finished iteration trained on."""
     for number in range(len(all_verdicts(store, run_id)), 0, -1):
         artifact = find_artifact(store, examples_key(run_id, number))
-        for example in artifact.records(Example) if artifact else ():
+        for example in read_examples(artifact) if artifact else ():
             if example.question_id == question_id:
                 return example.completion
     return ""

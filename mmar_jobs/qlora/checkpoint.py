@@ -50,13 +50,14 @@ class Checkpoints(Protocol):
 
 @dataclass(slots=True)
 class Progress:
-    """History of a training run: steps done, their losses, gradient norms and tokens."""
+    """History of a training run: steps done, their losses, gradient norms, tokens and metrics."""
 
     num_steps: int = 0
     num_tokens: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
 
 
 class Snapshot:

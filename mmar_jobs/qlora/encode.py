@@ -11,13 +11,15 @@ from typing import Final
 import torch
 
 from mmar_jobs.audio import HOP_LENGTH, SAMPLE_RATE_HZ, check_audio_tokens
+from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.encode import EncodedPrompt
-from mmar_jobs.errors import DataError
+from mmar_jobs.errors import DataError, GateError
 from mmar_jobs.prompt import THINK_CLOSE, THINK_OPEN
 from mmar_jobs.qlora import gates
 from mmar_jobs.qlora.foreign import Processor
 from mmar_jobs.qlora.gates import TokenIds
-from mmar_jobs.qlora.packing import TrainRow
+from mmar_jobs.qlora.packing import PolicyRow, TrainRow
+from mmar_jobs.records import Finish, PolicyExample
 
 TURN_OPEN: Final = "<|im_start|>"
 TURN_CLOSE: Final = "<|im_end|>"
@@ -60,6 +62,43 @@ def encode_example(
     )
     check_row(row, prompt, token_ids(processor))
     return row
+
+
+def encode_policy_example(
+    processor: Processor, prompt: EncodedPrompt, example: PolicyExample
+) -> PolicyRow:
+    """Append the tokens as they were drawn; raises GateError when a gate fails.
+
+    Right or wrong, cut or malformed: nothing is asked of the tags. The tokens must be those of the
+    completion that was rewarded.
+    """
+    question_id = example.question_id
+    drawn = unpack_tokens(example.drawn_tokens)
+    gates.check_has_labels(len(drawn.ids), question_id=question_id)
+    decode, where = processor.tokenizer.decode, f"question {question_id} draw {example.draw}"
+    ended = example.finish is Finish.STOP
+    texts = [decode(drawn.ids[:end], skip_special_tokens=False) for end in (None, -1)[: 1 + ended]]
+    if example.completion not in texts:
+        raise GateError(
+            f"{where}: its tokens say another text than its completion: another model's tokenizer "
+            "drew them; give the --model that answered"
+        )
+    tokens = token_ids(processor)
+    check_audio_tokens(
+        prompt.input_ids_S.tolist().count(tokens.audio),
+        duration_s=prompt.features_MF.shape[1] * HOP_LENGTH / SAMPLE_RATE_HZ,
+        question_id=question_id,
+    )
+    gates.check_no_prompt_markers(drawn.ids.tolist(), tokens, question_id=question_id)
+    return PolicyRow(
+        question_id=question_id,
+        input_ids_S=torch.cat((prompt.input_ids_S, torch.from_numpy(drawn.ids))),
+        num_prompt_tokens=prompt.input_ids_S.numel(),
+        weight=example.weight,
+        audio_sha256=example.audio_sha256,
+        advantage=example.advantage,
+        engine_C=torch.from_numpy(drawn.logprobs),
+    )
 
 
 def check_row(row: TrainRow, prompt: EncodedPrompt, tokens: TokenIds) -> None:

@@ -8,6 +8,7 @@ Legend: T tokens, I in-features, O out-features, R rank.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -100,6 +101,18 @@ class LoraModel:
             for path, site in self.sites.items()
             for name, factor in site.named_parameters(recurse=False)
         }
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Inside the block the model is its base: what the adapter adds is multiplied by zero."""
+        scalings = {path: site.scaling for path, site in self.sites.items()}
+        for site in self.sites.values():
+            site.scaling = 0.0
+        try:
+            yield
+        finally:
+            for path, site in self.sites.items():
+                site.scaling = scalings[path]
 
     def detach(self) -> None:
         """Take LoRA off again and leave the base model as it was before `attach_lora`."""

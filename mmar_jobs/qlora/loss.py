@@ -1,7 +1,7 @@
-"""Cross-entropy of the completion tokens, through the lm_head chunk by chunk, with exact weights.
+"""Losses of the completion tokens, through the lm_head chunk by chunk: no logits outlive a chunk.
 
 Not here: which tokens are completion tokens (encode.py), the backward pass through the model
-(step.py).
+(step.py), what a policy's loss is (policy.py).
 
 Legend: C completion tokens of a row, H hidden, V vocabulary, N examples of a step.
 """
@@ -49,6 +49,21 @@ def _kernel() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return cross_entropy_
 
 
+def _through_head(
+    hidden_CH: Tensor, head_VH: Tensor, target_C: Tensor, coefficient_C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each token's loss, (C,), and coefficient · its gradient for the hidden states, (C, H)."""
+    grad_CH = torch.empty_like(hidden_CH)
+    nll_C = torch.empty_like(coefficient_C)
+    in_place = _kernel() if hidden_CH.is_cuda else _reference
+    for start in range(0, hidden_CH.shape[0], LOSS_CHUNK):
+        chunk = slice(start, start + LOSS_CHUNK)
+        logits_CV = hidden_CH[chunk] @ head_VH.T
+        nll_C[chunk] = in_place(logits_CV, target_C[chunk], coefficient_C[chunk])
+        torch.mm(logits_CV, head_VH, out=grad_CH[chunk])
+    return nll_C, grad_CH
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """sum_c coefficient_c · nll_c.
 
@@ -64,14 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target_C: Tensor,
         coefficient_C: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        grad_CH = torch.empty_like(hidden_CH)
-        nll_C = torch.empty_like(coefficient_C)
-        in_place = _kernel() if hidden_CH.is_cuda else _reference
-        for start in range(0, hidden_CH.shape[0], LOSS_CHUNK):
-            chunk = slice(start, start + LOSS_CHUNK)
-            logits_CV = hidden_CH[chunk] @ head_VH.T
-            nll_C[chunk] = in_place(logits_CV, target_C[chunk], coefficient_C[chunk])
-            torch.mm(logits_CV, head_VH, out=grad_CH[chunk])
+        nll_C, grad_CH = _through_head(hidden_CH, head_VH, target_C, coefficient_C)
         ctx.save_for_backward(grad_CH)
         ctx.mark_non_differentiable(nll_C)
         return (nll_C * coefficient_C).sum(), nll_C
@@ -93,3 +101,65 @@ def linear_cross_entropy(
     """
     loss, nll_C = _LinearCrossEntropy.apply(hidden_CH, head_VH, target_C, coefficient_C)  # type: ignore[no-untyped-call]
     return loss, nll_C
+
+
+class _LinearTokenLoss(torch.autograd.Function):
+    """Any loss of the tokens' log-probabilities.
+
+    A chunk gives a token's gradient before its coefficient is known, which depends on the token's
+    log-probability: the coefficients multiply in the end, over (C, H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        hidden_CH: Tensor,
+        head_VH: Tensor,
+        target_C: Tensor,
+        loss_of: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(hidden_CH.dtype, torch.float32)
+        one_C = torch.ones(len(target_C), dtype=dtype, device=hidden_CH.device)
+        nll_C, grad_CH = _through_head(hidden_CH, head_VH, target_C, one_C)
+        logprob_C = nll_C.neg().requires_grad_()
+        with torch.enable_grad():
+            loss = loss_of(logprob_C)
+            (slope_C,) = torch.autograd.grad(loss, logprob_C)
+        grad_CH.mul_(slope_C.neg()[:, None])
+        ctx.save_for_backward(grad_CH)
+        logprob_C = logprob_C.detach()
+        ctx.mark_non_differentiable(logprob_C)
+        return loss.detach(), logprob_C
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad_CH,) = ctx.saved_tensors
+        return grad_CH * grads[0].to(grad_CH.dtype), None, None, None
+
+
+def linear_token_loss(
+    hidden_CH: Tensor,
+    head_VH: Tensor,
+    target_C: Tensor,
+    loss_of: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return `loss_of` the (C,) log-probabilities, a differentiable sum, and these (no gradient).
+
+    `loss_of` is called once, with all tokens of the row.
+    """
+    loss, logprob_C = _LinearTokenLoss.apply(hidden_CH, head_VH, target_C, loss_of)  # type: ignore[no-untyped-call]
+    return loss, logprob_C
+
+
+@torch.no_grad()
+def token_logprobs(hidden_CH: Tensor, head_VH: Tensor, target_C: Tensor) -> Tensor:
+    """Log-probability of each token, nats, (C,); no gradient."""
+    dtype = torch.promote_types(hidden_CH.dtype, torch.float32)
+    nll_C = torch.empty(len(target_C), dtype=dtype, device=hidden_CH.device)
+    in_place = _kernel() if hidden_CH.is_cuda else _reference
+    for start in range(0, len(target_C), LOSS_CHUNK):
+        chunk = slice(start, start + LOSS_CHUNK)
+        logits_CV = hidden_CH[chunk] @ head_VH.T
+        nll_C[chunk] = in_place(logits_CV, target_C[chunk], torch.zeros_like(nll_C[chunk]))
+    return nll_C.neg_()

@@ -39,6 +39,34 @@ class TrainRow:
         """Completion tokens, each of which is predicted once."""
         return self.num_tokens - self.num_prompt_tokens
 
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """What training reads of it beside the tokens."""
+        return (self.question_id, self.num_prompt_tokens, self.weight, self.audio_sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow(TrainRow):
+    """One candidate as a policy gradient learns it; `weight` is that of a cross-entropy beside it.
+
+    `engine_C` are the log-probabilities that it was drawn at, nats. Before the first step the
+    trainer adds its own (`old_C`), those of the base where they are needed (`base_C`), and the
+    `scale` of each of its tokens in the loss.
+    """
+
+    advantage: float
+    engine_C: Tensor
+    old_C: Tensor | None = None
+    base_C: Tensor | None = None
+    scale: float = 0.0
+
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """See TrainRow; what the trainer adds follows from these."""
+        engine = hashlib.sha256(self.engine_C.numpy().tobytes()).hexdigest()
+        head = (self.question_id, self.num_prompt_tokens, self.weight, self.audio_sha256)
+        return (*head, self.advantage, engine)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
@@ -68,8 +96,7 @@ def digest_rows(rows: Sequence[TrainRow]) -> str:
     """SHA-256 over everything in the rows that training reads."""
     digest = hashlib.sha256()
     for row in rows:
-        head = (row.question_id, row.num_prompt_tokens, row.weight, row.audio_sha256)
-        digest.update(repr((head, row.input_ids_S.tolist())).encode())
+        digest.update(repr((row.facts, row.input_ids_S.tolist())).encode())
     return digest.hexdigest()
 
 

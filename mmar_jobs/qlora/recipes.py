@@ -96,6 +96,50 @@ class TrainRecipe:
         _check(condition=betas_fit, setting="betas", value=self.betas, need="in [0, 1)")
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyRecipe:
+    """How a policy gradient is taken.
+
+    A token's ratio to the policy before the first step counts between 1 - `clip_low` and 1 +
+    `clip_high` (PPO, arXiv 1707.06347; unequal sides as in DAPO, arXiv 2503.14476). Its weight for
+    having been drawn by the engine and not by the trainer is cut at `max_importance`; 0: none.
+    `kl_weight` times the divergence from the base is added. `mean_over_tokens` gives each candidate
+    the same weight whatever its length (GRPO); without it each token has (Dr. GRPO, 2503.20783).
+    `example_weight` is that of the cross-entropy of candidates that are examples too. Training
+    ends after a step whose divergence from the old policy exceeds `max_kl`, nats a token, or whose
+    share of clipped tokens exceeds `max_clip_fraction`; 0: never.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    max_importance: float = 2.0
+    kl_weight: float = 0.0
+    mean_over_tokens: bool = False
+    example_weight: float = 0.0
+    max_kl: float = 0.0
+    max_clip_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(
+            condition=0 < self.clip_low < 1,
+            setting="clip_low",
+            value=self.clip_low,
+            need="above 0 and below 1",
+        )
+        _check(
+            condition=self.clip_high > 0, setting="clip_high", value=self.clip_high, need="above 0"
+        )
+        for name in (
+            "max_importance",
+            "kl_weight",
+            "example_weight",
+            "max_kl",
+            "max_clip_fraction",
+        ):
+            value = getattr(self, name)
+            _check(condition=value >= 0, setting=name, value=value, need="at least 0")
+
+
 def fingerprint(lora: LoraRecipe, train: TrainRecipe, data_digest: str) -> str:
     """SHA-256 over all that changes the adapter: both recipes and the digest of the rows."""
     fitted = dataclasses.asdict(train)

@@ -1,6 +1,7 @@
 """One optimizer step: forward and backward over packed rows, clipped, then the optimizer.
 
-Not here: which examples a step takes (packing.py), resume and gates over a run (trainer.py).
+What is minimised is an Objective: cross-entropy here, a policy's in policy.py. Not here: which
+examples a step takes (packing.py), resume and gates over a run (trainer.py).
 
 Legend: S tokens of a row, A audio tokens of a clip, C completion tokens of a row, H hidden.
 """
@@ -9,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -27,11 +29,63 @@ _ROWS_PER_STEP = 1 << 20  # room for the row's number in the dropout key
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Loss (nats, weighted by the recipe), gradient norm before clipping, tokens seen."""
+    """Loss (nats, weighted by the recipe), gradient norm before clipping, tokens seen.
+
+    `metrics` are the objective's own.
+    """
 
     loss: float
     grad_norm: float
     num_tokens: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class StepLoss(Protocol):
+    """The loss of one step's examples, row by row."""
+
+    @property
+    def num_sums(self) -> int:
+        """How many numbers are summed over the rows beside the loss."""
+        ...
+
+    def of_row(self, fit: "Fit", packed: PackedRow) -> tuple[Tensor, Tensor]:
+        """This row's part of the loss, differentiable, and of the sums, (num_sums,) fp64."""
+        ...
+
+    def check(self, loss: float, sums: Sequence[float], *, step: int) -> dict[str, float]:
+        """Prove the finished step's loss from its sums; returns metrics."""
+        ...
+
+
+class Objective(Protocol):
+    """What training minimises."""
+
+    @property
+    def uses_dropout(self) -> bool:
+        """Whether LoRA's inputs are dropped."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """All that changes its result; a checkpoint of another one is refused."""
+        ...
+
+    def prepare(
+        self, fit: "Fit", rows: Sequence[TrainRow]
+    ) -> tuple[list[TrainRow], dict[str, float]]:
+        """The rows with what must be known of them before the first step, and facts about them.
+
+        Called with the factors that training begins with, in all processes, at every attempt.
+        """
+        ...
+
+    def of_step(self, fit: "Fit", rows: Sequence[TrainRow]) -> StepLoss:
+        """The loss of one step's prepared rows."""
+        ...
+
+    def stop_reason(self, metrics: Mapping[str, float]) -> str | None:
+        """Why training must end after a step with these metrics, if it must."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +100,7 @@ class Fit:
     audio: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
     gradients: GradientSum = field(default_factory=lambda: GradientSum({}, ALONE))
+    objective: Objective = field(default_factory=lambda: CROSS_ENTROPY)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
@@ -89,6 +144,16 @@ def row_hidden(
     return hidden_SH
 
 
+def predicting_hidden(
+    lora: LoraModel, rows: Sequence[TrainRow], packed: PackedRow, audio: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The (C, H) hidden states of a row that predict its completion tokens, and these, (C,)."""
+    hidden_SH = row_hidden(lora, rows, packed, audio)
+    device = hidden_SH.device
+    hidden_CH = hidden_SH.index_select(0, _to(packed.predict_C, device))
+    return hidden_CH, _to(packed.target_C, device)
+
+
 def row_loss(
     lora: LoraModel,
     rows: Sequence[TrainRow],
@@ -101,15 +166,66 @@ def row_loss(
 
     `coefficients` as of token_coefficients, one per example of the step.
     """
-    hidden_SH = row_hidden(lora, rows, packed, audio)
-    device = hidden_SH.device
+    hidden_CH, target_C = predicting_hidden(lora, rows, packed, audio)
     coefficient_C = torch.tensor(coefficients, dtype=torch.float32)[packed.owner_C]
     return linear_cross_entropy(
-        hidden_SH.index_select(0, _to(packed.predict_C, device)),
-        lora.model.lm_head.weight,
-        _to(packed.target_C, device),
-        _to(coefficient_C, device),
+        hidden_CH, lora.model.lm_head.weight, target_C, _to(coefficient_C, hidden_CH.device)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _CrossEntropyOfStep:
+    """Each example's token losses are its sums."""
+
+    rows: Sequence[TrainRow]
+    coefficients: Sequence[float]
+    weighting: Weighting
+
+    @property
+    def num_sums(self) -> int:
+        return len(self.rows)
+
+    def of_row(self, fit: Fit, packed: PackedRow) -> tuple[Tensor, Tensor]:
+        part, nll_C = row_loss(
+            fit.lora, self.rows, packed, audio=fit.audio, coefficients=self.coefficients
+        )
+        sums_N = torch.zeros(len(self.rows), dtype=torch.float64, device=nll_C.device)
+        sums_N.index_add_(0, _to(packed.owner_C, nll_C.device), nll_C.to(sums_N.dtype))
+        return part, sums_N
+
+    def check(self, loss: float, sums: Sequence[float], *, step: int) -> dict[str, float]:
+        _check_weights(loss, sums, self.rows, weighting=self.weighting, step=step)
+        return {}
+
+
+class CrossEntropy:
+    """Plain fine-tuning: the weighted mean of the examples' losses."""
+
+    uses_dropout = True
+    name = ""
+
+    def prepare(
+        self, fit: Fit, rows: Sequence[TrainRow]
+    ) -> tuple[list[TrainRow], dict[str, float]]:
+        """Nothing need be known."""
+        del fit
+        return list(rows), {}
+
+    def of_step(self, fit: Fit, rows: Sequence[TrainRow]) -> StepLoss:
+        """See Objective."""
+        weighting = fit.recipe.weighting
+        coefficients = token_coefficients(
+            [row.weight for row in rows], [row.num_labels for row in rows], weighting
+        )
+        return _CrossEntropyOfStep(rows, coefficients, weighting)
+
+    def stop_reason(self, metrics: Mapping[str, float]) -> str | None:
+        """All steps are taken."""
+        del metrics
+        return None
+
+
+CROSS_ENTROPY: Final[Objective] = CrossEntropy()
 
 
 def learning_rate_at(step: int, num_steps: int, recipe: TrainRecipe) -> float:
@@ -132,41 +248,38 @@ def take_step(fit: Fit, rows: Sequence[TrainRow], *, step: int) -> StepResult:
     recipe, factors = fit.recipe, fit.lora.factors()
     fit.optimizer.zero_grad(set_to_none=True)
     row_plan = list(pack(rows, recipe.token_budget))
-    sums = _sum_rows(fit, rows, row_plan, step=step)
+    step_loss = fit.objective.of_step(fit, rows)
+    sums = _sum_rows(fit, step_loss, row_plan, step=step)
     grads = [factor.grad for factor in factors.values() if factor.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
-    loss, grad_norm, *nll_N = torch.cat((sums[:1], norm[None].to(sums), sums[1:])).tolist()
+    loss, grad_norm, *own = torch.cat((sums[:1], norm[None].to(sums), sums[1:])).tolist()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         ids = ", ".join(sorted({row.question_id for row in rows})[:8])
         raise GateError(
             f"step {step}: loss {loss} and gradient norm {grad_norm} on questions {ids}: "
             "lower the learning rate or look at these examples"
         )
-    _check_weights(loss, nll_N, rows, weighting=recipe.weighting, step=step)
+    metrics = step_loss.check(loss, own, step=step)
     if grad_norm > recipe.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(factors.values(), recipe.max_grad_norm, norm)
     fit.optimizer.step()
-    return StepResult(loss, grad_norm, sum(sum(packed.lengths) for packed in row_plan))
+    num_tokens = sum(sum(packed.lengths) for packed in row_plan)
+    return StepResult(loss, grad_norm, num_tokens, metrics)
 
 
-def _sum_rows(
-    fit: Fit, rows: Sequence[TrainRow], row_plan: Sequence[PackedRow], *, step: int
-) -> Tensor:
+def _sum_rows(fit: Fit, step_loss: StepLoss, row_plan: Sequence[PackedRow], *, step: int) -> Tensor:
     """Forward and backward over this process's share of the rows, gradients summed over all.
 
-    Returns the step's loss and each example's summed token losses, (1 + N,) fp64 on the device.
+    Returns the step's loss and its sums, (1 + num_sums,) fp64 on the device.
     """
-    lora, recipe = fit.lora, fit.recipe
-    coefficients = token_coefficients(
-        [row.weight for row in rows], [row.num_labels for row in rows], recipe.weighting
-    )
-    sums = torch.zeros(1 + len(rows), dtype=torch.float64, device=lora.model.device)
-    lora.dropout.active = True
+    lora = fit.lora
+    sums = torch.zeros(1 + step_loss.num_sums, dtype=torch.float64, device=lora.model.device)
+    lora.dropout.active = fit.objective.uses_dropout
     for index, packed, is_last in share_rows(row_plan, fit.gradients):
         lora.dropout.row = step * _ROWS_PER_STEP + index
-        part, nll_C = row_loss(lora, rows, packed, audio=fit.audio, coefficients=coefficients)
+        part, own = step_loss.of_row(fit, packed)
         sums[0] += part.detach()
-        sums.index_add_(0, _to(packed.owner_C + 1, sums.device), nll_C.to(sums.dtype))
+        sums[1:] += own
         with fit.gradients.last_backward() if is_last else nullcontext():
             part.backward()  # type: ignore[no-untyped-call]
     lora.dropout.active = False

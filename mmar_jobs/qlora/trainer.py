@@ -8,7 +8,7 @@ Not here: one step (step.py), which examples (stages/train), where checkpoints l
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -22,7 +22,14 @@ from mmar_jobs.qlora.lora import LoraModel
 from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, digest_rows, schedule_steps, split_over_long
 from mmar_jobs.qlora.recipes import TrainRecipe, fingerprint
-from mmar_jobs.qlora.step import Fit, StepResult, learning_rate_at, take_step
+from mmar_jobs.qlora.step import (
+    CROSS_ENTROPY,
+    Fit,
+    Objective,
+    StepResult,
+    learning_rate_at,
+    take_step,
+)
 
 OnStep = Callable[[int, int, StepResult], None]
 
@@ -32,7 +39,8 @@ class TrainResult:
     """What a training run did.
 
     Losses in nats; `seconds` is the time in steps over all attempts; `num_tokens` counts all tokens
-    of all forward passes, `num_dropped` the over-long examples.
+    of all forward passes of steps, `num_dropped` the over-long examples. `metrics` of each step and
+    `facts` about the examples are the objective's; `stop_reason` says why it ended training early.
     """
 
     num_steps: int
@@ -43,6 +51,9 @@ class TrainResult:
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
     audio_tower_digest: str
+    metrics: tuple[Mapping[str, float], ...] = ()
+    facts: Mapping[str, float] = field(default_factory=dict)
+    stop_reason: str | None = None
 
     @property
     def first_loss(self) -> float:
@@ -90,6 +101,7 @@ def train(
     *,
     audio: Mapping[str, Tensor],
     around: Surroundings = _NOTHING,
+    objective: Objective = CROSS_ENTROPY,
 ) -> TrainResult:
     """Fit the factors in place; resumes from the newest checkpoint.
 
@@ -106,8 +118,11 @@ def train(
         )
     check_audit(audit(lora.model))
     before = _Before(lora)
-    run = _Run(lora, kept, recipe, audio=audio, around=around, factors=before.factors_digest)
-    progress = run.fit()
+    optimizer = build_optimizer(lora.factors().values(), recipe, is_paged=around.pages_optimizer)
+    gradients = GradientSum(lora.factors(), around.workers)
+    fit = Fit(lora, recipe, audio, optimizer, gradients, objective)
+    run = _Run(fit, kept, around, factors=before.factors_digest)
+    progress = run.take_all()
     around.workers.check_equal(before.check_trained(lora), "factors after training")
     return TrainResult(
         num_steps=progress.num_steps,
@@ -118,6 +133,9 @@ def train(
         losses=tuple(progress.losses),
         grad_norms=tuple(progress.grad_norms),
         audio_tower_digest=before.tower_digest,
+        metrics=tuple(progress.metrics),
+        facts=run.facts,
+        stop_reason=run.stop_reason(),
     )
 
 
@@ -125,32 +143,21 @@ class _Run:
     """The loop over steps, with its optimizer and its checkpoints."""
 
     def __init__(
-        self,
-        lora: LoraModel,
-        rows: Sequence[TrainRow],
-        recipe: TrainRecipe,
-        *,
-        audio: Mapping[str, Tensor],
-        around: Surroundings,
-        factors: str,
+        self, fit: Fit, rows: Sequence[TrainRow], around: Surroundings, *, factors: str
     ) -> None:
-        self.rows, self.around = rows, around
-        data = f"{digest_rows(rows)} {factors} {around.base}"
-        self.fingerprint = fingerprint(lora.recipe, recipe, data)
+        self.fit, self.around = fit, around
+        data = f"{digest_rows(rows)} {factors} {around.base}{fit.objective.name}"
+        self.fingerprint = fingerprint(fit.lora.recipe, fit.recipe, data)
         around.workers.check_equal(self.fingerprint, "examples, settings or first factors")
-        optimizer = build_optimizer(
-            lora.factors().values(), recipe, is_paged=around.pages_optimizer
-        )
-        gradients = GradientSum(lora.factors(), around.workers)
-        self.fit_of_steps = Fit(lora, recipe, audio, optimizer, gradients)
+        self.rows, self.facts = fit.objective.prepare(fit, rows)
         self.progress = Progress()
         self.writer: CheckpointWriter | None = None
         if around.checkpoints is not None and around.workers.is_first:
             self.writer = CheckpointWriter(around.checkpoints)
 
-    def fit(self) -> Progress:
-        """Take all steps that no checkpoint holds."""
-        recipe = self.fit_of_steps.recipe
+    def take_all(self) -> Progress:
+        """Take all steps that no checkpoint holds, or as many as the objective allows."""
+        recipe = self.fit.recipe
         steps = schedule_steps(
             len(self.rows),
             examples_per_step=recipe.examples_per_step,
@@ -160,6 +167,8 @@ class _Run:
         self._restore()
         try:
             for step in range(self.progress.num_steps, len(steps)):
+                if self.stop_reason():
+                    break
                 result = self._take(step, steps)
                 is_due = (step + 1) % recipe.checkpoint_every_steps == 0
                 if is_due and step + 1 < len(steps):
@@ -168,10 +177,15 @@ class _Run:
             if self.writer:
                 self.writer.wait()
         finally:
-            self.fit_of_steps.gradients.close()
+            self.fit.gradients.close()
             if self.writer:
                 self.writer.close()
         return self.progress
+
+    def stop_reason(self) -> str | None:
+        """Why no further step may be taken; by the history alone: a resumed run says the same."""
+        metrics = self.progress.metrics
+        return self.fit.objective.stop_reason(metrics[-1]) if metrics else None
 
     def _restore(self) -> None:
         """Go on from the checkpoint that the first process finds the newest."""
@@ -181,7 +195,7 @@ class _Run:
         latest = workers.share(checkpoints.latest() if workers.is_first else None)
         if latest is None:
             return
-        fit = self.fit_of_steps
+        fit = self.fit
         with checkpoints.load(latest) as path:
             self.progress = restore_state(
                 path, fit.lora, fit.optimizer, fingerprint=self.fingerprint
@@ -193,7 +207,7 @@ class _Run:
         started = time.monotonic()
         if self.writer:
             self.writer.check()
-        fit = self.fit_of_steps
+        fit = self.fit
         for group in fit.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, len(steps), fit.recipe)
         result = take_step(fit, [self.rows[index] for index in steps[step]], step=step)
@@ -202,6 +216,8 @@ class _Run:
         self.progress.seconds += time.monotonic() - started
         self.progress.losses.append(result.loss)
         self.progress.grad_norms.append(result.grad_norm)
+        if result.metrics:
+            self.progress.metrics.append(dict(result.metrics))
         return result
 
     def _tell(self, step: int, num_steps: int, result: StepResult) -> None:
@@ -226,7 +242,7 @@ class _Run:
 
     def _save(self) -> None:
         if self.writer:
-            fit = self.fit_of_steps
+            fit = self.fit
             self.writer.start(fit.lora, fit.optimizer, self.progress, fingerprint=self.fingerprint)
 
 

@@ -33,6 +33,7 @@ DROP_TEXT: Final[Mapping[DropReason, str]] = {
     DropReason.NO_THINKING: "right, but without any thinking",
     DropReason.MERGED: "right, and merged with an equal one, whose weight grew",
     DropReason.NOT_CHOSEN: "right, but beyond the number kept per question",
+    DropReason.FLAT_GROUP: "earns what all candidates of its question earn",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mmar_jobs.report import plots, words
+from mmar_jobs.report import plots, policy_plot, words
 from mmar_jobs.report.cases import Case, count_changes
 from mmar_jobs.report.findings import Comparison, benchmark, headline
 from mmar_jobs.report.plan_view import Planned
@@ -89,6 +89,8 @@ def _plots(run: Run, comparison: Comparison | None) -> dict[str, str]:
         made["tokens"] = plots.token_lengths(turns)
     if any(turn.losses for turn in turns):
         made["losses"] = plots.losses(turns)
+    if any(turn.step_metrics for turn in turns):
+        made["policy"] = policy_plot.policy(turns)
     if comparison and comparison.categories:
         made["categories"] = plots.categories(comparison.categories, _after_name(comparison))
     times = stage_seconds(run)

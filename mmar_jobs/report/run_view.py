@@ -63,6 +63,7 @@ class Iteration:
     parent: ModelName | None
     child: ModelName | None
     losses: tuple[float, ...]
+    step_metrics: tuple[Mapping[str, float], ...]  # of a policy gradient, else empty
     num_tokens: Mapping[int, int]  # completions by their length in tokens
     num_cut: int
 
@@ -136,6 +137,7 @@ def artifacts_of(iteration: Iteration) -> list[Artifact]:
 def _read_iteration(store: Store, run_id: str, number: int) -> Iteration:
     candidates = find_artifact(store, candidates_key(run_id, number))
     adapter = find_artifact(store, adapter_key(run_id, number))
+    steps: dict[str, Any] = adapter.read_json(STEPS) if adapter else {}
     verdict = find_artifact(store, verdict_key(run_id, number))
     content: dict[str, Any] = verdict.read_json(VERDICT) if verdict else {}
     num_tokens: Counter[int] = Counter()
@@ -154,7 +156,8 @@ def _read_iteration(store: Store, run_id: str, number: int) -> Iteration:
         verdict=Verdict.model_validate(content["verdict"]) if verdict else None,
         parent=ModelName(**content["parent"]) if verdict else None,
         child=ModelName(**content["child"]) if verdict else None,
-        losses=tuple(adapter.read_json(STEPS)["losses"]) if adapter else (),
+        losses=tuple(steps.get("losses", ())),
+        step_metrics=tuple(steps.get("metrics", ())),
         num_tokens=+num_tokens,
         num_cut=num_cut,
     )

@@ -24,8 +24,18 @@ _HIGHLIGHTS: Final[Mapping[str, Mapping[str, str]]] = {
         "prompt.version": "prompt",
         "muted": "muted",
     },
-    "filter": {"filter.strategy": "strategy", "filter.top_k": "k", "filter.min_valid": "min valid"},
-    "train": {"lora.rank": "rank", "lora.alpha": "alpha", "optim.num_epochs": "epochs"},
+    "filter": {
+        "objective": "objective",
+        "filter.strategy": "strategy",
+        "filter.top_k": "k",
+        "filter.min_valid": "min valid",
+    },
+    "train": {
+        "objective": "objective",
+        "lora.rank": "rank",
+        "lora.alpha": "alpha",
+        "optim.num_epochs": "epochs",
+    },
     "evaluate": {"gate.alpha": "alpha", "muted": "muted", "prompt.version": "prompt"},
     "infer": {"infer.votes": "votes", "prompt.version": "prompt"},
 }

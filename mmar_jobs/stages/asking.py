@@ -24,7 +24,8 @@ class Asking:
 
     `blocks` are draw indices asked one after the other; with `top_k` set, a question whose fate is
     settled after a block is not asked again: enough correct answers among at least `min_valid`
-    valid ones, or nothing but correct, or but wrong ones, after the second block.
+    valid ones, or nothing but correct, or but wrong ones, after the second block. `keeps_tokens`:
+    the records hold every token, for a policy gradient.
     """
 
     prompt_version: str
@@ -34,6 +35,7 @@ class Asking:
     muted: bool = False
     top_k: int | None = None
     min_valid: int = 1
+    keeps_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Questioner:
             model_hash=self.engine.identity.hash,
             seed=self.asking.sampling.seed,
             error=completion.error,
+            drawn_tokens=completion.drawn_tokens if self.asking.keeps_tokens else "",
         )
 
 

@@ -20,10 +20,10 @@ from mmar_jobs.progress import Advance
 from mmar_jobs.prompt import render
 from mmar_jobs.qlora.audio_embeds import MelFeatures, embed_window
 from mmar_jobs.qlora.distributed import Workers
-from mmar_jobs.qlora.encode import encode_example
+from mmar_jobs.qlora.encode import encode_example, encode_policy_example
 from mmar_jobs.qlora.foreign import Processor, Thinker
 from mmar_jobs.qlora.packing import TrainRow
-from mmar_jobs.records import Example, Question
+from mmar_jobs.records import Example, PolicyExample, Question
 from mmar_jobs.stages.clip_embeds import ClipEmbeds
 
 T = TypeVar("T")
@@ -92,6 +92,8 @@ class Encoding:
         return rows
 
     def _encode(self, example: Example, prompt: EncodedPrompt) -> TrainRow:
+        if isinstance(example, PolicyExample):
+            return encode_policy_example(self.reader.processor, prompt, example)
         return encode_example(
             self.reader.processor,
             prompt,

@@ -14,7 +14,9 @@ from typing import Any, Final
 from mmar_jobs.artifact import Artifact, begin, pack_records, require_artifact
 from mmar_jobs.audio import check_audio_tokens
 from mmar_jobs.errors import GateError, NothingToLearn
+from mmar_jobs.examples import OBJECTIVE
 from mmar_jobs.grade import grade, parse
+from mmar_jobs.group import GroupRule, is_flat, with_advantages
 from mmar_jobs.layout import (
     BENCHMARK,
     TRAIN,
@@ -23,6 +25,7 @@ from mmar_jobs.layout import (
     muted_key,
     questions_key,
 )
+from mmar_jobs.manifest import Manifest
 from mmar_jobs.prompt import render, template_hash
 from mmar_jobs.questions import read_split
 from mmar_jobs.recipes import FilterRecipe, recipe
@@ -48,13 +51,15 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
     )
     inputs = {"questions": questions.digest, "candidates": candidates.digest}
     muted = None
-    if command.filter.audio_dependence:
+    if command.filter.audio_dependence or command.rewards_hearing:
         muted = require_artifact(store, muted_key(run_id, command.iteration), stage="generate")
         inputs["muted"] = muted.digest
-    groups = recipe(("filter", command.filter), ("prompt", command.prompt))
-    groups["template_hash"] = template_hash(command.prompt.version)
     draft = begin(
-        store, examples_key(run_id, command.iteration), stage=STAGE, recipe=groups, inputs=inputs
+        store,
+        examples_key(run_id, command.iteration),
+        stage=STAGE,
+        recipe=_recipe(command),
+        inputs=inputs,
     )
     if isinstance(draft, Artifact):
         return draft
@@ -62,6 +67,7 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
     with stopwatch(cost):
         asked = {question.id: question for question in read_split(questions, TRAIN)}
         guard = {key for q in read_split(questions, BENCHMARK) for key in source_keys(q)}
+        solved_muted = _solved_muted(muted, asked)
         sieve = Sieve(
             asked,
             selection_rule(
@@ -69,7 +75,8 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
             ),
             command.prompt.version,
             guard,
-            solved_muted=_solved_muted(muted, asked),
+            solved_muted=solved_muted if command.filter.audio_dependence else frozenset(),
+            grouping=_group_rule(command, candidates.manifest, solved_muted),
         )
         data, num_examples = pack_records(sieve.examples(candidates.records(Candidate)))
     tally = sieve.tally
@@ -84,6 +91,30 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
     edges.log.info("candidates_filtered", **tally.counts, dropped=tally.why())
     return draft.finish(
         [SHARD], counts=tally.counts, metrics=tally.metrics(), placement={}, cost=cost
+    )
+
+
+def _recipe(command: FilterCommand) -> dict[str, Any]:
+    groups = recipe(("filter", command.filter), ("prompt", command.prompt))
+    groups["template_hash"] = template_hash(command.prompt.version)
+    if command.objective != "rest":
+        groups |= recipe(("reward", command.reward)) | {OBJECTIVE: command.objective}
+    return groups
+
+
+def _group_rule(
+    command: FilterCommand, candidates: Manifest, solved_muted: frozenset[str]
+) -> GroupRule | None:
+    """How candidates are rewarded; None where only right ones are learned."""
+    if command.objective == "rest":
+        return None
+    return GroupRule(
+        weights=command.reward.weights,
+        divides_by_std=command.reward.divide_by_std,
+        keeps_examples=command.objective == "rest+grpo",
+        max_tokens=candidates.recipe["sampling"]["max_tokens"],
+        think_open_in_prompt=candidates.metrics[OPENS_THINKING],
+        solved_muted=solved_muted,
     )
 
 
@@ -108,6 +139,7 @@ class Tally:
     grades: Counter[Grade] = field(default_factory=Counter)
     zones: Counter[Zone] = field(default_factory=Counter)
     weight: float = 0.0
+    reward_sum: float = 0.0
     num_chosen: int = 0  # examples that were chosen among more
     length_excess: float = 0.0  # tokens of the kept traces beyond what a blind choice expects
     length_variance: float = 0.0  # of that sum under a blind choice, tokens squared
@@ -124,6 +156,11 @@ class Tally:
         self.grades.update(selection.grades)
         self.zones[selection.zone] += 1
         self.weight += sum(example.weight for example in selection.examples)
+        if selection.rewards:
+            self.counts["num_groups"] += 1
+            self.counts["num_flat_groups"] += is_flat(selection.rewards)
+            self.counts["num_rewarded"] += len(selection.rewards)
+            self.reward_sum += sum(selection.rewards)
         self._add_lengths(selection)
 
     def _add_lengths(self, selection: Selection) -> None:
@@ -159,8 +196,9 @@ class Tally:
 
     def metrics(self) -> dict[str, Any]:
         """Rates and reasons for the manifest."""
-        valid = self.counts["num_valid"]
-        return {
+        valid, num_rewarded = self.counts["num_valid"], self.counts.get("num_rewarded", 0)
+        rewarded = {"mean_reward": self.reward_sum / num_rewarded} if num_rewarded else {}
+        return rewarded | {
             "valid_rate": valid / max(1, self.counts["num_candidates"]),
             "correct_rate": self.counts["num_correct"] / max(1, valid),
             "drops": {reason.value: count for reason, count in self.drops.items()},
@@ -186,6 +224,7 @@ class Sieve:
         guard: set[tuple[str, str]],
         *,
         solved_muted: frozenset[str] = frozenset(),
+        grouping: GroupRule | None = None,
     ) -> None:
         self.tally = Tally()
         self._questions = questions
@@ -193,6 +232,7 @@ class Sieve:
         self._prompt_version = prompt_version
         self._guard = guard
         self._solved_muted = solved_muted
+        self._grouping = grouping
         self._model_hash = ""
         self._seen: set[str] = set()
 
@@ -204,7 +244,12 @@ class Sieve:
             prompt_hash = render(question, self._prompt_version).hash
             for candidate in siblings:
                 self._check(candidate, question, prompt_hash)
-            selection = examples_of(question, siblings, self._recipe, veto=self._veto(question))
+            veto = self._veto(question)
+            selection = examples_of(question, siblings, self._recipe, veto=veto)
+            if self._grouping is not None:
+                selection = with_advantages(
+                    question, siblings, selection, self._grouping, veto=veto
+                )
             self.tally.add(selection, len(siblings))
             yield from selection.examples
 

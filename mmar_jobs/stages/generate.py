@@ -45,7 +45,7 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
         check_prompt(parent.adapter, command.prompt.version)
     asked = pick_questions(_guarded(questions), command.sampling, iteration=command.iteration)
     made = _Maker(command, edges, questions, parent, base_digest)
-    if command.filter.audio_dependence:
+    if command.filter.audio_dependence or command.rewards_hearing:
         asking = greedy(command.sampling, command.prompt.version, muted=True)
         made.make(muted_key(command.run_id, command.iteration), asking, asked)
     asking = Asking(
@@ -55,6 +55,7 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
         questions_per_shard=command.sampling.questions_per_shard,
         top_k=command.filter.top_k if command.sampling.adaptive else None,
         min_valid=command.filter.min_valid if command.sampling.adaptive else 1,
+        keeps_tokens=True,
     )
     return made.make(candidates_key(command.run_id, command.iteration), asking, asked)
 

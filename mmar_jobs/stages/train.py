@@ -7,6 +7,7 @@ runs this stage; the first alone writes. Not here: how training works (qlora/).
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from mmar_jobs.artifact import Artifact, Draft, begin, file_sha256, require_arti
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.encode import load_processor
 from mmar_jobs.errors import GateError
+from mmar_jobs.examples import read_examples
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.layout import (
     ADAPTER_CONFIG,
@@ -42,7 +44,8 @@ from mmar_jobs.qlora.export import export_adapter, load_adapter
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.packing import TrainRow
-from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
+from mmar_jobs.qlora.recipes import LoraRecipe
+from mmar_jobs.qlora.scalars import WriteScalars, scalars_in
 from mmar_jobs.qlora.step import StepResult
 from mmar_jobs.qlora.trainer import Surroundings, TrainResult, train
 from mmar_jobs.questions import audio_root, read_split
@@ -54,6 +57,13 @@ from mmar_jobs.stages.answering import check_identity
 from mmar_jobs.stages.checkpoints import StoreCheckpoints
 from mmar_jobs.stages.clip_embeds import ClipEmbeds
 from mmar_jobs.stages.encoding import Encoding, Reader
+from mmar_jobs.stages.objective import (
+    check_objective,
+    objective_for,
+    objective_recipe,
+    train_recipe,
+    warn_of_warped,
+)
 from mmar_jobs.store import Store
 
 STAGE: Final = "train"
@@ -92,6 +102,7 @@ def _run(command: TrainCommand, edges: Edges, place: _Place) -> Artifact | None:
     with stopwatch(cost):
         questions = require_artifact(store, questions_key(run_id), stage="ingest")
         examples = require_artifact(store, examples_key(run_id, command.iteration), stage="filter")
+        check_objective(command, examples)
         parent = parent_of(store, run_id, command.iteration)
         base_digest = model_digest(Path(command.model))
         if parent.adapter is not None:
@@ -105,9 +116,14 @@ def _run(command: TrainCommand, edges: Edges, place: _Place) -> Artifact | None:
         draft = _begin(command, edges, base_digest, inputs) if place.workers.is_first else None
         if place.workers.share(isinstance(draft, Artifact)):
             return draft if isinstance(draft, Artifact) else None
-        told = list(examples.records(Example))
+        told = list(read_examples(examples))
         _check_teacher(told, parent.identity(base_digest).hash)
-        canary = _parent_canary(store, run_id, command.iteration)
+        candidates = require_artifact(
+            store, candidates_key(run_id, command.iteration), stage="generate"
+        )
+        canary = Canary.model_validate(candidates.manifest.metrics["canary"])
+        if place.workers.is_first:
+            warn_of_warped(command, candidates, edges.log)
         material = _Material(questions, told, parent, canary, base_digest)
         result = _fit(command, edges, material, place, draft)
     if draft is None:
@@ -187,8 +203,7 @@ def _fit(
             export_adapter(lora, child, base.name, metadata=_metadata(command, material))
             del model, lora, audio
             _upload(command, edges, material, child, draft)
-            steps = {"losses": result.losses, "grad_norms": result.grad_norms}
-            draft.write_bytes(STEPS, canonical_json(json.loads(json.dumps(steps))))
+            draft.write_bytes(STEPS, canonical_json(json.loads(json.dumps(_steps(result)))))
     return result
 
 
@@ -199,11 +214,6 @@ def _upload(
     draft.upload(child / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS)
     draft.upload(child / ADAPTER_CONFIG, ADAPTER_CONFIG)
     draft.write_bytes(CANARY, canary.model_dump_json().encode())
-
-
-def _parent_canary(store: Store, run_id: str, iteration: int) -> Canary:
-    candidates = require_artifact(store, candidates_key(run_id, iteration), stage="generate")
-    return Canary.model_validate(candidates.manifest.metrics["canary"])
 
 
 def _metadata(command: TrainCommand, material: _Material) -> dict[str, str]:
@@ -280,18 +290,35 @@ def _train(
     audio: Mapping[str, Tensor],
     around: Surroundings,
 ) -> TrainResult:
-    fitted = _train_recipe(command)
+    fitted = train_recipe(command)
     num_steps = -(-len(rows) // fitted.examples_per_step) * fitted.num_epochs
     done = 0
-    with edges.track(f"iteration {command.iteration}: training", num_steps) as advance:
+    label = f"iteration {command.iteration}: training"
+    with edges.track(label, num_steps) as advance, _scalars(command, around.workers) as write:
 
         def on_step(step: int, _: int, result: StepResult) -> None:
             nonlocal done
-            del result
+            if write is not None:
+                write(step, result)
             advance(step - done)
             done = step
 
-        return train(lora, rows, fitted, audio=audio, around=replace(around, on_step=on_step))
+        return train(
+            lora,
+            rows,
+            fitted,
+            audio=audio,
+            around=replace(around, on_step=on_step),
+            objective=objective_for(command),
+        )
+
+
+def _scalars(
+    command: TrainCommand, workers: Workers
+) -> AbstractContextManager[WriteScalars | None]:
+    if command.tensorboard is None or not workers.is_first:
+        return nullcontext()
+    return scalars_in(command.tensorboard / command.run_id / f"iter-{command.iteration}")
 
 
 def _plan(command: TrainCommand, edges: Edges, lora: LoraModel, place: _Place) -> bool:
@@ -305,7 +332,7 @@ def _plan(command: TrainCommand, edges: Edges, lora: LoraModel, place: _Place) -
         return False
     pages_optimizer = plan_gpu(
         lora,
-        _train_recipe(command),
+        train_recipe(command),
         limit_bytes=limit_bytes,
         quantization=command.lora.quantization,
         workers=place.workers,
@@ -315,23 +342,18 @@ def _plan(command: TrainCommand, edges: Edges, lora: LoraModel, place: _Place) -
     return pages_optimizer
 
 
-def _train_recipe(command: TrainCommand) -> TrainRecipe:
-    rates = command.optim.learning_rates
-    return TrainRecipe(
-        learning_rate=rates[min(command.iteration, len(rates)) - 1],
-        checkpoint_every_steps=command.checkpoint_every_steps,
-        **command.optim.model_dump(exclude={"learning_rates"}),
-    )
-
-
 def _recipe(command: TrainCommand, base_digest: str) -> dict[str, Any]:
     groups = recipe(("lora", command.lora), ("optim", command.optim), ("prompt", command.prompt))
-    return groups | {
-        "template_hash": template_hash(command.prompt.version),
-        "dtype": command.engine.dtype,
-        "base_digest": base_digest,
-        "iteration": command.iteration,
-    }
+    return (
+        groups
+        | objective_recipe(command)
+        | {
+            "template_hash": template_hash(command.prompt.version),
+            "dtype": command.engine.dtype,
+            "base_digest": base_digest,
+            "iteration": command.iteration,
+        }
+    )
 
 
 def _counts(result: TrainResult) -> dict[str, int]:
@@ -344,8 +366,17 @@ def _counts(result: TrainResult) -> dict[str, int]:
 
 
 def _metrics(result: TrainResult) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {
         "first_loss": result.first_loss,
         "last_loss": result.last_loss,
         "audio_tower_digest": result.audio_tower_digest,
     }
+    if result.facts:
+        found |= {"candidates": dict(result.facts), "stop_reason": result.stop_reason}
+    return found
+
+
+def _steps(result: TrainResult) -> dict[str, Any]:
+    """What is kept of every step."""
+    found: dict[str, Any] = {"losses": result.losses, "grad_norms": result.grad_norms}
+    return found | {"metrics": result.metrics} if result.metrics else found

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_the_bench_really_trains() -> None:
     losses = named(measure(bench), "train/loss").values
     assert len(losses) == 25
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_policy_gradient_has_the_same_figures() -> None:
+    """Its steps are timed on rows of the same sizes, and its figures name the objective."""
+    small = TrainBench(
+        shape="tiny", tokens=(64,), rank=4, optimizer="adamw", num_steps=2, num_warmup=1
+    )
+    plain, policy = measure(small), measure(replace(small, objective="grpo"))
+    assert [one.name for one in plain] == [one.name for one in policy]
+    assert "grpo" == named(policy, "train/tokens_per_s").case["objective"]
+    assert "objective" not in named(plain, "train/tokens_per_s").case
+    assert named(plain, "train/loss").values != named(policy, "train/loss").values
 
 
 def test_every_row_size_has_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

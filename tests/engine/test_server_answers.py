@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmar_jobs.audio import decode, num_audio_tokens
+from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.engine import RepetitionDetection
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.errors import GateError, SettingsError
@@ -23,7 +25,11 @@ def test_greedy_equals_the_engine_in_process(
     sampling = replace(GREEDY, repetition_penalty=penalty)
     served = ask(connect(vllm.url), requests(), sampling)
     for [mine], [expected] in zip(served, ask(local, requests(), sampling), strict=True):
-        assert replace(expected, logprob_sum=0) == replace(mine, logprob_sum=0)
+        rounded: dict[str, Any] = {"logprob_sum": 0, "drawn_tokens": ""}
+        assert replace(expected, **rounded) == replace(mine, **rounded)
+        drawn, ours = unpack_tokens(expected.drawn_tokens), unpack_tokens(mine.drawn_tokens)
+        assert drawn.ids.tolist() == ours.ids.tolist()
+        assert np.abs(drawn.logprobs - ours.logprobs).max() < 1e-3
         assert expected.logprob_sum == pytest.approx(mine.logprob_sum, abs=1e-4)
 
 

@@ -15,6 +15,7 @@ from mmar_jobs.artifact import Artifact
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.chat import load_tokenizer
 from mmar_jobs.cli import run_command
+from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.engine.link import Patience
 from mmar_jobs.engine.server import ServerEngine, Site
 from mmar_jobs.identity import ModelIdentity
@@ -138,7 +139,10 @@ def check_complete(candidates: list[Candidate], world: TinyWorld) -> None:
 
 def check_same(expected: list[Candidate], found: list[Candidate]) -> None:
     """The same answers token for token; who shared a batch moves logprobs by rounding alone."""
-    plain = [one.model_copy(update={"logprob_sum": 0.0}) for one in expected]
-    assert plain == [one.model_copy(update={"logprob_sum": 0.0}) for one in found]
+    rounded = {"logprob_sum": 0.0, "drawn_tokens": ""}
+    plain = [one.model_copy(update=rounded) for one in expected]
+    assert plain == [one.model_copy(update=rounded) for one in found]
     for one, other in zip(expected, found, strict=True):
         assert abs(one.logprob_sum - other.logprob_sum) < 1e-2
+        drawn, drawn_again = unpack_tokens(one.drawn_tokens), unpack_tokens(other.drawn_tokens)
+        assert drawn.ids.tolist() == drawn_again.ids.tolist()

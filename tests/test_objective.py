@@ -1,0 +1,169 @@
+"""Tests of --objective through the stages: filter rewards, train learns, and each refuses a mix-up.
+
+The real tiny model answers; a policy gradient learns from its tokens, which no script has.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmar_jobs.artifact import Artifact, require_artifact
+from mmar_jobs.cli import run_command
+from mmar_jobs.errors import ExitCode
+from mmar_jobs.examples import read_examples
+from mmar_jobs.layout import STEPS, adapter_key, candidates_key, examples_key, muted_key
+from mmar_jobs.manifest import canonical_json
+from mmar_jobs.records import Candidate, PolicyExample
+from mmar_jobs.store import open_store
+from mmar_jobs.tiny import tiny_model_folder
+from mmar_jobs.tiny.build import build_world
+
+RUN_ID = "objective"
+COMMON = {"run-id": RUN_ID, "prompt.version": "baseline"}
+MODEL = {"model": tiny_model_folder(), "engine.threads": 1}
+TRAIN = {
+    "lora.quantization": "none",
+    "lora.rank": 4,
+    "optim.token-budget": 2048,
+    "optim.learning-rates": 1e-3,
+    "grpo.learning-rates": 1e-3,
+    "grpo.num-epochs": 2,
+    "checkpoint-every-steps": 2,
+}
+
+
+def command(name: str, store: Path, values: dict[str, Any]) -> int:
+    """Run one stage as a user does; returns its exit code."""
+    known = {"store": store} | (COMMON if name != "ingest" else {"run-id": RUN_ID}) | values
+    return run_command(
+        name, [part for key, value in known.items() for part in (f"--{key}", str(value))]
+    )
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the candidates of twelve questions; to be copied."""
+    folder = tmp_path_factory.mktemp("objective")
+    world = build_world(folder / "world", seed=3, num_train=12, num_heldout=4, num_benchmark=4)
+    sources = {"questions": world.train, "heldout": world.heldout, "benchmark": world.benchmark}
+    store = folder / "store"
+    assert ExitCode.DONE == command("ingest", store, sources)
+    drawn = {"sampling.num-candidates": 8, "sampling.max-tokens": 96}
+    hearing = {"objective": "grpo", "reward.audio-dependence": 0.5}
+    assert ExitCode.DONE == command("generate", store, MODEL | drawn | hearing)
+    return store
+
+
+@pytest.fixture
+def store(generated: Path, tmp_path: Path) -> Path:
+    """A copy of its own."""
+    return Path(shutil.copytree(generated, tmp_path / "store"))
+
+
+def artifact(store: Path, key: str, stage: str) -> Artifact:
+    """A finished artifact."""
+    return require_artifact(open_store(str(store)), key, stage=stage)
+
+
+def examples_of(store: Path) -> Artifact:
+    """What filter made."""
+    return artifact(store, examples_key(RUN_ID, 1), "filter")
+
+
+@pytest.mark.parametrize("objective", ["grpo", "rest+grpo"])
+def test_objective_goes_from_filter_to_adapter(store: Path, objective: str) -> None:
+    """Rewards make groups, groups make steps; counts, recipes and metrics say so."""
+    chosen = {"objective": objective}
+    assert ExitCode.DONE == command("filter", store, chosen)
+    examples = examples_of(store)
+    found = list(read_examples(examples))
+    assert all(isinstance(example, PolicyExample) for example in found)
+    counts = examples.manifest.counts
+    assert counts["num_groups"] == 12
+    assert 0 < counts["num_flat_groups"] < 12
+    assert counts["num_examples"] == len(found)
+    assert counts["num_examples"] + examples.manifest.metrics["drops"]["flat_group"] == 96
+    assert (objective == "rest+grpo") == any(example.weight for example in found)
+    assert ExitCode.DONE == command("train", store, MODEL | TRAIN | chosen)
+    adapter = artifact(store, adapter_key(RUN_ID, 1), "train").manifest
+    assert objective == adapter.recipe["objective"]
+    assert adapter.recipe["grpo"]["num_epochs"] == 2
+    assert adapter.metrics["candidates"]["engine_max_abs_nats"] < 1e-3
+    steps = json.loads((store / adapter_key(RUN_ID, 1) / STEPS).read_text())
+    assert len(steps["losses"]) == len(steps["metrics"]) == adapter.counts["num_steps"] > 0
+
+
+def test_objectives_make_other_artifacts(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once made for one objective, examples are not overwritten, and train refuses them."""
+    assert ExitCode.DONE == command("filter", store, {})
+    assert "objective" not in examples_of(store).manifest.recipe
+    assert ExitCode.SETTINGS == command("filter", store, {"objective": "grpo"})
+    assert "objective: nothing -> 'grpo'" in capsys.readouterr().err
+    assert ExitCode.SETTINGS == command("train", store, MODEL | TRAIN | {"objective": "grpo"})
+    said = capsys.readouterr().err
+    assert "was made for objective rest, --objective is grpo" in said
+
+
+def test_candidates_of_an_older_version_are_refused(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without their tokens only plain fine-tuning can learn from them: exit 3, one line."""
+    old = artifact(store, candidates_key(RUN_ID, 1), "generate")
+    plain = [one.model_copy(update={"drawn_tokens": ""}) for one in old.records(Candidate)]
+    rewrite(store, old, plain)
+    assert ExitCode.DATA == command("filter", store, {"objective": "grpo"})
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "recorded" in line]
+    assert "its tokens were not recorded, so only --objective rest can learn" in line
+    assert ExitCode.DONE == command("filter", store, {})
+
+
+def rewrite(store: Path, old: Artifact, candidates: list[Candidate]) -> None:
+    """Replace an artifact's only shard, and its digest in the manifest."""
+    from mmar_jobs.artifact import pack_records
+    from mmar_jobs.manifest import sha256
+
+    [shard] = old.manifest.shards
+    data, num_records = pack_records(candidates)
+    changed = shard.model_copy(
+        update={"sha256": sha256(data), "size_bytes": len(data), "num_records": num_records}
+    )
+    manifest = old.manifest.model_copy(update={"shards": (changed,)})
+    (store / old.key / shard.name).write_bytes(data)
+    (store / old.key / "manifest.json").write_bytes(
+        canonical_json(manifest.model_dump(mode="json"))
+    )
+
+
+def test_hearing_is_rewarded_from_muted_answers(store: Path) -> None:
+    """Generate asked with muted sound for the reward's sake, and filter reads what was said."""
+    assert artifact(store, muted_key(RUN_ID, 1), "generate").manifest.counts["num_candidates"] == 12
+    hearing = {
+        "objective": "grpo",
+        "reward.audio-dependence": 0.5,
+        "reward.correct": 0,
+        "reward.format": 0,
+    }
+    assert ExitCode.DONE == command("filter", store, hearing)
+    examples = examples_of(store)
+    assert "muted" in examples.manifest.inputs
+    rewards = {e.reward for e in read_examples(examples) if isinstance(e, PolicyExample)}
+    assert {0.0, 0.5} == rewards
+
+
+def test_scalars_are_written_for_tensorboard(store: Path, tmp_path: Path) -> None:
+    """Every step's numbers, for plain fine-tuning too."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "events"
+    assert ExitCode.DONE == command("filter", store, {"objective": "grpo"})
+    chosen = MODEL | TRAIN | {"objective": "grpo", "tensorboard": folder}
+    assert ExitCode.DONE == command("train", store, chosen)
+    events = EventAccumulator(str(folder / RUN_ID / "iter-1"))
+    events.Reload()
+    steps = json.loads((store / adapter_key(RUN_ID, 1) / STEPS).read_text())
+    values = [event.value for event in events.Scalars("train/kl_old")]
+    assert values == pytest.approx([step["kl_old"] for step in steps["metrics"]], abs=1e-6)
+    assert len(steps["losses"]) == len(events.Scalars("train/loss"))
