@@ -217,9 +217,8 @@ def _draw(bench: TrainBench, tokens: int) -> _Rows:
             audio_token=shape.vocabulary - 1,
             seed=seed,
         )
-        if bench.objective == "grpo":
-            rows = as_candidates(rows, shape.vocabulary)
-        drawn.rows.extend(rows)
+        is_grpo = bench.objective == "grpo"
+        drawn.rows.extend(as_candidates(rows, shape.vocabulary) if is_grpo else rows)
         drawn.audio.update(audio)
     return drawn
 
