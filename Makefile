@@ -50,7 +50,8 @@ test: setup ## the tests, about 10 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: setup ## the long tests: three demo seeds, twenty kills, a million candidates
-	@$(RUN) pytest -m slow --timeout 1800
+	@OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "slow and not alone" --timeout 1800
+	@$(RUN) pytest -m alone --timeout 1800
 
 test-serve: setup ## the real vLLM on the CPU, in an environment of its own in ~/.cache (6 GB)
 	@UV_PROJECT_ENVIRONMENT=$(SERVE) $(UV) sync --project tests/serve/environment --locked \

@@ -67,6 +67,7 @@ def above_chance_where_answered(comparison: Comparison, questions: Sequence[Ques
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_last_promoted_model_is_better(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]

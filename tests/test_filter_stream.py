@@ -16,7 +16,7 @@ from mmar_jobs.store import open_store
     [
         # Both bounds at a twentieth, beside 1.2 s and 60 MB for Python and its imports.
         pytest.param(50_000, 1.2 + 60 / 20, 60 + 500 / 20, id="50k"),
-        pytest.param(1_000_000, 60, 500, id="1M", marks=pytest.mark.slow),
+        pytest.param(1_000_000, 60, 500, id="1M", marks=[pytest.mark.slow, pytest.mark.alone]),
     ],
 )
 def test_filter_streams(tmp_path: Path, num_candidates: int, max_s: float, max_mb: float) -> None:

@@ -208,7 +208,8 @@ def _recipe(bench: TrainBench, token_budget: int) -> TrainRecipe:
 
 def _draw(bench: TrainBench, tokens: int) -> _Rows:
     shape = bench.model_shape
-    drawn = _Rows([], {})
+    drawn: list[TrainRow] = []
+    clips: dict[str, Tensor] = {}
     for seed in range(bench.seed, bench.seed + bench.rows):
         rows, audio = draw_rows(
             tokens,
@@ -217,10 +218,9 @@ def _draw(bench: TrainBench, tokens: int) -> _Rows:
             audio_token=shape.vocabulary - 1,
             seed=seed,
         )
-        is_grpo = bench.objective == "grpo"
-        drawn.rows.extend(as_candidates(rows, shape.vocabulary) if is_grpo else rows)
-        drawn.audio.update(audio)
-    return drawn
+        drawn += as_candidates(rows, shape.vocabulary) if bench.objective == "grpo" else rows
+        clips |= audio
+    return _Rows(drawn, clips)
 
 
 def _dtype(device: torch.device) -> torch.dtype:

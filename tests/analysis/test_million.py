@@ -48,6 +48,7 @@ sys.exit(code)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_million_rows_take_seconds_and_little_memory(tmp_path: Path) -> None:
     """Two files of 500,000 rows over 500,000 questions, with the page: under 30 s and 1 GB."""
     command = write_many(tmp_path, 500_000)

@@ -67,6 +67,7 @@ def test_addresses_are_checked(servers: str, fails: Fails) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_client_is_cheap(canned: str) -> None:
     """Less than 2 s of CPU for 1,000 candidates of 1,000 tokens, and less than 1 GB."""
     flags = ("--questions", "512", "--max-tokens", "1000", "--json", "-")

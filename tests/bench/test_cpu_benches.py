@@ -35,6 +35,7 @@ def test_the_filter_is_timed_with_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_pipeline_is_timed_from_end_to_end(tmp_path: Path) -> None:
     """The part outside the model is a part of the whole, and CPU time is at least half of it."""
     sizes = ["--train", "24", "--heldout", "12", "--benchmark", "6", "--repeats", "1"]
@@ -46,6 +47,7 @@ def test_the_pipeline_is_timed_from_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_cold_starts_are_ordered_as_their_work_is(tmp_path: Path) -> None:
     """The table of commands is quicker than a stage's settings, and those than torch."""
     figures = measured(tmp_path, "cold-start", "--repeats", "3")
