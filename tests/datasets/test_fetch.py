@@ -271,7 +271,7 @@ def test_an_interruption_is_prompt_and_loses_nothing(site: Site, tmp_path: Path)
     """Ctrl-C in the middle of a slow file ends at once with 75; the next run takes the rest."""
     path = f"/datasets/BoJack/MMAR/resolve/{REVISION}/mmar-audio.tar.gz"
     files = mmar_files()
-    clips = {f"audio/c{i}.wav": os.urandom(20 << 20 if i == 0 else 9) for i in range(3)}
+    clips = {f"audio/c{i}.wav": os.urandom(60 << 20 if i == 0 else 9) for i in range(3)}
     add_hub_dataset(site, "BoJack/MMAR", files | {"mmar-audio.tar.gz": tarred(clips)})
     site.slow.add(path)
     command = [sys.executable, "-m", "mmar_jobs", "data", "fetch", "mmar", str(tmp_path / "m")]
