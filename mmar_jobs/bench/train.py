@@ -139,6 +139,7 @@ class _Ours:
 
     def measure(self, rows: _Rows, tokens: int, figures: Figures) -> Iterator[Measurement]:
         """All figures of one row size."""
+        _free(self.device)  # blocks that fit the size before would be fragments here
         self.recipe = _recipe(self.bench, tokens)
         plan = self._plan(rows, tokens)
         self.lora.keep(plan.saved)
