@@ -173,16 +173,16 @@ def _completion(
             f"question {request.question_id}: a draw ended with {choice.finish_reason!r}, which is "
             "none of stop, length and repetition: start the server without options that end answers"
         )
-    ids = choice.token_ids
+    ids, logprobs = choice.token_ids, choice.token_logprobs
     ended = finish is Finish.STOP and ids[-1] in vocabulary.stop_ids
     return Completion(
         # Of a list transformers looks at every token to see what it is.
         text=vocabulary.decode(np.asarray(ids[:-1] if ended else ids), skip_special_tokens=False),
         finish=finish,
         num_tokens=len(ids),
-        logprob_sum=sum(choice.token_logprobs),
+        logprob_sum=sum(logprobs),
         audio_tokens=audio_tokens,
-        drawn_tokens=pack_tokens(ids, choice.token_logprobs),
+        drawn_tokens=pack_tokens(ids, logprobs),
     )
 
 
