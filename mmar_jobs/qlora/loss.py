@@ -50,26 +50,40 @@ def _kernel() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _through_head(
-    hidden_CH: Tensor, head_VH: Tensor, target_C: Tensor, coefficient_C: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Each token's loss, (C,), and coefficient · its gradient for the hidden states, (C, H)."""
-    grad_CH = torch.empty_like(hidden_CH)
+    hidden_CH: Tensor,
+    head_VH: Tensor,
+    target_C: Tensor,
+    coefficient_C: Tensor,
+    *,
+    grad_CH: Tensor | None = None,
+) -> Tensor:
+    """Each token's loss, (C,); coefficient · its gradient for the hidden states into `grad_CH`."""
     nll_C = torch.empty_like(coefficient_C)
     in_place = _kernel() if hidden_CH.is_cuda else _reference
     for start in range(0, hidden_CH.shape[0], LOSS_CHUNK):
         chunk = slice(start, start + LOSS_CHUNK)
         logits_CV = hidden_CH[chunk] @ head_VH.T
         nll_C[chunk] = in_place(logits_CV, target_C[chunk], coefficient_C[chunk])
-        torch.mm(logits_CV, head_VH, out=grad_CH[chunk])
-    return nll_C, grad_CH
+        if grad_CH is not None:
+            torch.mm(logits_CV, head_VH, out=grad_CH[chunk])
+    return nll_C
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """sum_c coefficient_c · nll_c.
+class _GradientMadeInForward(torch.autograd.Function):
+    """A scalar loss whose forward pass saves the gradient for the hidden states, its first input.
 
-    The gradient for the hidden states is made in the forward pass, so that no chunk's logits
-    outlive the chunk. The lm_head is frozen and gets none.
+    So no chunk's logits outlive the chunk. The lm_head is frozen and gets none.
     """
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad_CH,) = ctx.saved_tensors
+        return grad_CH * grads[0].to(grad_CH.dtype), None, None, None
+
+
+class _LinearCrossEntropy(_GradientMadeInForward):
+    """sum_c coefficient_c · nll_c."""
 
     @staticmethod
     def forward(
@@ -79,16 +93,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target_C: Tensor,
         coefficient_C: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        nll_C, grad_CH = _through_head(hidden_CH, head_VH, target_C, coefficient_C)
+        grad_CH = torch.empty_like(hidden_CH)
+        nll_C = _through_head(hidden_CH, head_VH, target_C, coefficient_C, grad_CH=grad_CH)
         ctx.save_for_backward(grad_CH)
         ctx.mark_non_differentiable(nll_C)
         return (nll_C * coefficient_C).sum(), nll_C
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad_CH,) = ctx.saved_tensors
-        return grad_CH * grads[0].to(grad_CH.dtype), None, None, None
 
 
 def linear_cross_entropy(
@@ -103,7 +112,7 @@ def linear_cross_entropy(
     return loss, nll_C
 
 
-class _LinearTokenLoss(torch.autograd.Function):
+class _LinearTokenLoss(_GradientMadeInForward):
     """Any loss of the tokens' log-probabilities.
 
     A chunk gives a token's gradient before its coefficient is known, which depends on the token's
@@ -120,7 +129,8 @@ class _LinearTokenLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(hidden_CH.dtype, torch.float32)
         one_C = torch.ones(len(target_C), dtype=dtype, device=hidden_CH.device)
-        nll_C, grad_CH = _through_head(hidden_CH, head_VH, target_C, one_C)
+        grad_CH = torch.empty_like(hidden_CH)
+        nll_C = _through_head(hidden_CH, head_VH, target_C, one_C, grad_CH=grad_CH)
         logprob_C = nll_C.neg().requires_grad_()
         with torch.enable_grad():
             loss = loss_of(logprob_C)
@@ -130,12 +140,6 @@ class _LinearTokenLoss(torch.autograd.Function):
         logprob_C = logprob_C.detach()
         ctx.mark_non_differentiable(logprob_C)
         return loss.detach(), logprob_C
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad_CH,) = ctx.saved_tensors
-        return grad_CH * grads[0].to(grad_CH.dtype), None, None, None
 
 
 def linear_token_loss(
@@ -156,10 +160,5 @@ def linear_token_loss(
 def token_logprobs(hidden_CH: Tensor, head_VH: Tensor, target_C: Tensor) -> Tensor:
     """Log-probability of each token, nats, (C,); no gradient."""
     dtype = torch.promote_types(hidden_CH.dtype, torch.float32)
-    nll_C = torch.empty(len(target_C), dtype=dtype, device=hidden_CH.device)
-    in_place = _kernel() if hidden_CH.is_cuda else _reference
-    for start in range(0, len(target_C), LOSS_CHUNK):
-        chunk = slice(start, start + LOSS_CHUNK)
-        logits_CV = hidden_CH[chunk] @ head_VH.T
-        nll_C[chunk] = in_place(logits_CV, target_C[chunk], torch.zeros_like(nll_C[chunk]))
-    return nll_C.neg_()
+    unused_C = torch.zeros(len(target_C), dtype=dtype, device=hidden_CH.device)
+    return _through_head(hidden_CH, head_VH, target_C, unused_C).neg_()
