@@ -8,21 +8,8 @@ import pytest
 from mmar_jobs.cluster.api import Change, Cluster, Conflict, NotFound, Refused
 from mmar_jobs.cluster.pod_logs import read_log
 from mmar_jobs.errors import SettingsError, TryAgain
-from tests.cluster.fake_api import FakeApi, serving
+from tests.cluster.fake_api import FakeApi
 from tests.cluster.things import ended, manifest, pod
-
-
-@pytest.fixture
-def api() -> FakeApi:
-    """An empty namespace."""
-    return FakeApi()
-
-
-@pytest.fixture
-def cluster(api: FakeApi) -> Iterator[Cluster]:
-    """A client of it."""
-    with serving(api) as found:
-        yield found
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,11 @@ from mmar_jobs.cluster.bench_work import BenchWork
 from mmar_jobs.cluster.jobs import job_of
 from mmar_jobs.cluster.wait import WorkflowEnding, wait_for_workflow
 from mmar_jobs.errors import DataError, ExitCode, TryAgain
-from tests.cluster.fake_api import FakeApi, serving, write_kubeconfig
+from tests.cluster.fake_api import FakeApi, write_kubeconfig
 from tests.cluster.things import template, with_condition
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RUN = "bench-0123456789ab"
-
-
-@pytest.fixture
-def api() -> FakeApi:
-    """A namespace."""
-    return FakeApi()
-
-
-@pytest.fixture
-def cluster(api: FakeApi) -> Iterator[Cluster]:
-    """A client of it."""
-    with serving(api) as found:
-        yield found
 
 
 def test_a_bench_is_named_by_commit_and_cell() -> None:

@@ -1,6 +1,5 @@
 """Tests of submitting a run: parameters, one live workflow a run, and words for what is missing."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,23 +7,10 @@ import pytest
 from mmar_jobs.cluster.api import Cluster
 from mmar_jobs.cluster.submit import read_workflow, submit, workflow_of
 from mmar_jobs.errors import SettingsError
-from tests.cluster.fake_api import FakeApi, serving
+from tests.cluster.fake_api import FakeApi
 
 ROOT = Path(__file__).parent.parent.parent
 GIVEN = {"run-id": "r", "questions": "s3://b/q.jsonl", "benchmark": "s3://b/m.jsonl"}
-
-
-@pytest.fixture
-def api() -> FakeApi:
-    """A namespace with Argo in it."""
-    return FakeApi()
-
-
-@pytest.fixture
-def cluster(api: FakeApi) -> Iterator[Cluster]:
-    """A client of it."""
-    with serving(api) as found:
-        yield found
 
 
 def rest(**given: str) -> dict[str, object]:
