@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,11 @@ def run_measured(arguments: Sequence[str]) -> Spent:
         wall_s = timed(command)
         used = json.loads(file.read_text(encoding="ascii"))
     return Spent(wall_s, used["cpu_s"], used["peak_bytes"])
+
+
+def flags_of(settings: Mapping[str, object]) -> list[str]:
+    """Settings by name as flags of a command."""
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
 def timed(command: Sequence[str]) -> float:

@@ -123,7 +123,7 @@ def _train(chosen: argparse.Namespace) -> int:
 def _device(name: str, process: "Process") -> "torch.device":
     import torch  # noqa: PLC0415 - seconds that --help must not pay
 
-    from mmar_jobs.qlora.device import few_threads  # noqa: PLC0415
+    from mmar_jobs.qlora.device import take_gpu  # noqa: PLC0415
 
     try:
         device = torch.device(name)
@@ -133,13 +133,10 @@ def _device(name: str, process: "Process") -> "torch.device":
         raise SettingsError(f"--device {name}: only cuda and cpu can be measured")
     if device.type == "cpu":
         return device
-    if process.num > 1 or device.index is None:
-        device = torch.device("cuda", process.local_rank)
-    if device.index >= torch.cuda.device_count():
-        raise SettingsError(f"there is no device {device} here: try --device cpu --shape tiny")
-    torch.cuda.set_device(device)
-    few_threads()
-    return device
+    index = process.local_rank if process.num > 1 or device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise SettingsError(f"there is no device cuda:{index} here: try --device cpu --shape tiny")
+    return take_gpu(index)
 
 
 _BENCHES: Final = {

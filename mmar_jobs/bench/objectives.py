@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from mmar_jobs.artifact import require_artifact
-from mmar_jobs.bench.child import run_measured
+from mmar_jobs.bench.child import flags_of, run_measured
 from mmar_jobs.bench.result import Environment, Measurement, Scalar
 from mmar_jobs.layout import (
     HELDOUT,
@@ -189,8 +189,7 @@ def _run(stage: str, store: Path, settings: dict[str, object]) -> None:
         "store": store,
         "run-id": _RUN_ID,
     }
-    flags = [part for key, value in (known | settings).items() for part in (f"--{key}", str(value))]
-    run_measured([stage, *flags])
+    run_measured([stage, *flags_of(known | settings)])
 
 
 def _read(folder: Path, objective: str, seed: int) -> Learned:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mmar_jobs.artifact import MANIFEST, find_artifact
-from mmar_jobs.bench.child import Spent, run_measured
+from mmar_jobs.bench.child import Spent, flags_of, run_measured
 from mmar_jobs.bench.result import Environment, Measurement, Scalar
 from mmar_jobs.layout import run_key
 from mmar_jobs.store import open_store
@@ -77,7 +77,7 @@ def _arguments(bench: PipelineBench, world: TinyWorld, store: Path) -> list[str]
         "iterations": bench.iterations,
         "sampling.questions-per-iteration": bench.num_train,
     }
-    return ["run", *(part for key, value in settings.items() for part in (f"--{key}", str(value)))]
+    return ["run", *flags_of(settings)]
 
 
 def _model_s(folder: Path) -> float:

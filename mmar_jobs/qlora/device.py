@@ -40,19 +40,19 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> to
             f"process {local_rank} needs a GPU of its own, this machine shows {num_gpus}: lower "
             "--hardware.processes (or torchrun's), or choose --hardware.device cpu"
         )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    few_threads()
-    return device
+    return take_gpu(local_rank)
 
 
-def few_threads() -> None:
-    """Leave the cores to the thread that queues kernels.
+def take_gpu(index: int) -> torch.device:
+    """Let this process compute on that GPU, and leave the cores to the thread that queues kernels.
 
     A thread a core has little to do beside a GPU, and waits by spinning: on 32 cores the trainer
     made 14,450 tokens/s with 32 threads and 16,240 with four.
     """
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
     torch.set_num_threads(min(_NUM_THREADS, torch.get_num_threads()))
+    return device
 
 
 def memory_limit(memory_gb: float, device: torch.device) -> int | None:
