@@ -141,17 +141,21 @@ def _num_mp3_frames(data: bytes, num_readable: int, name: str) -> int:
 
 
 def encode_wav(clip: Clip) -> bytes:
-    """The whole mel frames of a clip as a WAV file of 32-bit floats: our samples to the last bit.
+    """The whole mel frames of a clip as a WAV file of 32-bit floats: our very samples."""
+    import soundfile  # noqa: PLC0415 - heavy, see decode
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, whole_frames(clip), SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
+    return buffer.getvalue()
+
+
+def whole_frames(clip: Clip) -> NDArray[np.float32]:
+    """The samples of a clip's whole mel frames, (samples,).
 
     The rest, under 10 ms, makes no frame here; vLLM would fill it up to one more, and hear a token
     that training never heard.
     """
-    import soundfile  # noqa: PLC0415 - heavy, see decode
-
-    whole = clip.waveform[: num_mel_frames(len(clip.waveform)) * HOP_LENGTH]
-    buffer = io.BytesIO()
-    soundfile.write(buffer, whole, SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
-    return buffer.getvalue()
+    return clip.waveform[: num_mel_frames(len(clip.waveform)) * HOP_LENGTH]
 
 
 def check_length(duration_s: float, max_s: float | None, name: str) -> None:

@@ -335,12 +335,24 @@ def _server_address(url: str) -> str:
 class EngineSettings(Group):
     """The engine that answers prompts: in this process, or vLLM servers (recipe, but for where)."""
 
-    placement: ClassVar[frozenset[str]] = frozenset({"threads", "servers", "media_dir", "outage_s"})
+    placement: ClassVar[frozenset[str]] = frozenset(
+        {"threads", "servers", "backend", "media_dir", "merged_dir", "outage_s"}
+    )
 
     servers: Annotated[
         str,
         AfterValidator(_server_addresses),
         knob("vLLM servers, URL,URL; key from VLLM_API_KEY; empty: answer in this process"),
+    ] = ""
+    backend: Annotated[
+        Literal["transformers", "vllm"],
+        knob("what answers in this process: transformers, or vLLM on all of its GPUs"),
+    ] = "transformers"
+    vllm_args: Annotated[
+        str, knob("further options of `vllm serve` for vLLM in this process, as one text (recipe)")
+    ] = ""
+    merged_dir: Annotated[
+        str, knob("folder that keeps base and adapter merged for vLLM in this process")
     ] = ""
     media_dir: Annotated[
         str, knob("folder for clips that the servers read too; empty: clips travel in requests")
@@ -357,19 +369,30 @@ class EngineSettings(Group):
     ] = 512
     threads: Annotated[CountOrZero, knob("CPU threads; 0 takes all cores")] = 0
 
+    @model_validator(mode="after")
+    def _are_read(self) -> Self:
+        is_offline = self.backend == "vllm" and not self.servers
+        for name in ("vllm_args", "merged_dir"):
+            if getattr(self, name) and not is_offline:
+                raise ValueError(
+                    f"{name.replace('_', '-')} is for vLLM in this process: give --engine.backend "
+                    "vllm and no --engine.servers, or leave it out"
+                )
+        return self
+
     @property
-    def kind(self) -> Literal["local", "server"]:
+    def kind(self) -> Literal["transformers", "vllm"]:
         """What answers; part of the recipe, for each rounds in its own way."""
-        return "server" if self.servers else "local"
+        return "vllm" if self.servers else self.backend
 
     def recipe(self) -> dict[str, Any]:
-        """See Group; where servers are does not matter, that they answer does."""
+        """See Group; whether vLLM answers here or in servers does not matter, that it does does."""
         return super().recipe() | {"kind": self.kind}
 
     @property
     def canary_tolerance_nats(self) -> float:
         """How far a canary's logprobs may be from those that the trainer recorded in process."""
-        is_coarse = self.kind == "server" and self.dtype == "bfloat16"
+        is_coarse = self.kind == "vllm" and self.dtype == "bfloat16"
         return BFLOAT16_TOLERANCE_NATS if is_coarse else CANARY_TOLERANCE_NATS
 
     @property
@@ -378,8 +401,10 @@ class EngineSettings(Group):
         return tuple(self.servers.split(",")) if self.servers else ()
 
     def in_process(self) -> "EngineSettings":
-        """The same without servers, for what no server serves yet."""
-        return self.model_copy(update={"servers": ""})
+        """The same by transformers in this process, for what no server serves yet."""
+        return self.model_copy(
+            update={"servers": "", "backend": "transformers", "vllm_args": "", "merged_dir": ""}
+        )
 
 
 def recipe(*groups: tuple[str, Group]) -> dict[str, Any]:

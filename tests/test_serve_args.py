@@ -8,11 +8,12 @@ import pytest
 
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.cli import run_command
-from mmar_jobs.engine.serving import GIB, Node, Shape, Workload, lay_out
+from mmar_jobs.engine.serving import GIB, Node, Shape, Workload, lay_out, lora_args
 from mmar_jobs.engine.serving_command import served_name
 from mmar_jobs.errors import ExitCode, SettingsError
 from mmar_jobs.identity import ModelIdentity
 from tests.fakes import Fails
+from tests.merge_cases import adapter_for, sharded_base
 
 # Qwen3-Omni-30B-A3B-Thinking in bfloat16.
 THINKER_30B = Shape(
@@ -138,3 +139,36 @@ def test_a_merged_folder_is_named_by_base_and_adapter(tmp_path: Path) -> None:
     )
     identity = ModelIdentity(base_digest="b" * 64, adapter_digest="a" * 64)
     assert f"mmar-{identity.hash[:16]}" == served_name(tmp_path)
+
+
+def test_an_adapter_is_served_beside_its_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the name that its merge would have, with room for the larger rank of gate and up."""
+    base = sharded_base(tmp_path / "base")
+    adapter = adapter_for(base, tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    assert ExitCode.DONE == run_command("merge", [str(base), str(adapter), str(merged)])
+    capsys.readouterr()
+    flags = [str(base), "--adapter", str(adapter), "--json"]
+    assert ExitCode.DONE == run_command("serve-args", flags)
+    args = json.loads(capsys.readouterr().out)["servers"][0]["args"]
+    assert f"{served_name(merged)}={adapter}" == args[args.index("--lora-modules") + 1]
+    assert served_name(base) == args[args.index("--served-model-name") + 1]
+    rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+    assert int(args[args.index("--max-lora-rank") + 1]) >= 2 * rank
+
+
+def test_an_adapter_of_another_base_is_not_served(
+    model_folder: Path, tmp_path: Path, fails: Fails
+) -> None:
+    """It would answer, and nobody would know what."""
+    adapter = adapter_for(sharded_base(tmp_path / "base"), tmp_path / "adapter")
+    line = fails(ExitCode.DATA, "serve-args", str(model_folder), "--adapter", str(adapter))
+    assert "was trained on another base" in line
+
+
+def test_vllm_takes_no_rank_above_its_own() -> None:
+    """Such an adapter can be merged."""
+    with pytest.raises(SettingsError, match="merge it"):
+        lora_args("m", "/adapter", 513)

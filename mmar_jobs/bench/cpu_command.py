@@ -174,10 +174,8 @@ def _pod_start(chosen: argparse.Namespace, environment: "Environment") -> "Itera
 
 def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     flag = add_flag(parser)
-    parser.add_argument("--servers", required=True, help="vLLM servers, URL,URL (required)")
-    parser.add_argument(
-        "--model", required=True, help="folder of the model that they serve (required)"
-    )
+    flag("--servers", "vLLM servers, URL,URL", default="", shown="vLLM in this process")
+    parser.add_argument("--model", required=True, help="folder of the model (required)")
     flag("--questions", "questions, two about each clip", type=positive, default=64)
     flag("--draws", "draws of each question", type=positive, default=16)
     flag("--max-tokens", "longest completion", type=positive, default=512)
@@ -185,6 +183,7 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     flag("--temperature", "of the draws", type=positive_real, default=0.9)
     flag("--dtype", "of the servers", choices=("float32", "bfloat16"), default="bfloat16")
     flag("--media-dir", "folder for clips that the servers read too", default="")
+    flag("--vllm-args", "further options of vLLM in this process, as one text", default="")
     flag("--seed", "of clips and draws", type=count, default=0)
     add_result_flags(parser)
 
@@ -203,6 +202,7 @@ def _generate(chosen: argparse.Namespace, environment: "Environment") -> "Iterab
         dtype=chosen.dtype,
         seed=chosen.seed,
         media_dir=chosen.media_dir,
+        vllm_args=chosen.vllm_args,
     )
     return run_generate_bench(bench, environment)
 

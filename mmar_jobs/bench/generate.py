@@ -1,7 +1,8 @@
-"""The generation bench: questions about synthetic clips, asked of servers as `generate` asks them.
+"""The generation bench: questions about synthetic clips, asked as `generate` asks them.
 
-Not here: the servers, flags (command.py). All that a stage does is timed: reading and sending
-clips, checking replies, records, the journal and the shards; what a server does is its own.
+Of servers, or of vLLM in this process. Not here: the servers, flags (cpu_command.py). All that a
+stage does is timed: reading and sending clips, checking replies, records, the journal and the
+shards; what a server does is its own.
 """
 
 import time
@@ -40,6 +41,8 @@ _GIB: Final = 1 << 30
 class GenerateBench:
     """What to ask of whom; `servers` and `model` are those of generate.
 
+    Without servers vLLM answers in this process, with `vllm_args`.
+
     `clip_s` is the length of every clip, seconds; two questions share one, as in the data sets.
     """
 
@@ -54,6 +57,7 @@ class GenerateBench:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 0
     media_dir: str = ""
+    vllm_args: str = ""
 
 
 def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterator[Measurement]:
@@ -62,7 +66,7 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
     Raises what generate raises: GateError for a server of another model, TryAgain for one that is
     gone.
     """
-    chosen = _servers(bench)
+    chosen = _chosen(bench)
     with TemporaryDirectory(prefix="mmar-bench-") as folder:
         store = open_store(folder)
         questions = _write_questions(Path(folder) / "clips", bench)
@@ -91,14 +95,17 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
     yield one("client_peak_memory_gib", "GiB", "lower", most_bytes / _GIB)
 
 
-def _servers(bench: GenerateBench) -> EngineSettings:
+def _chosen(bench: GenerateBench) -> EngineSettings:
     try:
-        chosen = EngineSettings(servers=bench.servers, media_dir=bench.media_dir, dtype=bench.dtype)
+        return EngineSettings(
+            servers=bench.servers,
+            backend="vllm",
+            media_dir=bench.media_dir,
+            vllm_args=bench.vllm_args,
+            dtype=bench.dtype,
+        )
     except ValidationError as error:
         raise SettingsError(f"--servers {bench.servers}: {error.errors()[0]['msg']}") from None
-    if not chosen.server_urls:
-        raise SettingsError("--servers is empty: give addresses like http://host:8000")
-    return chosen
 
 
 def _asking(bench: GenerateBench) -> Asking:

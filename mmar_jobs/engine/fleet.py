@@ -150,10 +150,10 @@ async def open_fleet(
 
 
 class Dispatcher(Generic[J, R]):
-    """Keeps as many jobs under way as the servers can take, taking each when its turn comes."""
+    """Keeps `limit()` jobs under way, which may change, taking each when its turn comes."""
 
-    def __init__(self, fleet: Fleet, work: Callable[[J], Awaitable[R]]) -> None:
-        self._fleet = fleet
+    def __init__(self, limit: Callable[[], int], work: Callable[[J], Awaitable[R]]) -> None:
+        self._limit = limit
         self._work = work
         self._next: deque[J] = deque()
         self._under_way: set[asyncio.Task[tuple[J, R]]] = set()
@@ -179,7 +179,7 @@ class Dispatcher(Generic[J, R]):
 
     def _fill(self, source: Iterator[J]) -> bool:
         """Start jobs up to the limit; False when all is done."""
-        while len(self._under_way) < self._fleet.limit:
+        while len(self._under_way) < self._limit():
             job = self._next.popleft() if self._next else next(source, None)
             if job is None:
                 break

@@ -227,7 +227,9 @@ class Link:
         if status == 200:
             return
         if status in _BUSY or status >= 500:
-            raise Transient(f"status {status}", _retry_after_s(response))
+            message = _message(response)
+            reason = f"status {status}: {message}" if message else f"status {status}"
+            raise Transient(reason, _retry_after_s(response))
         if status in _REFUSED:
             raise SettingsError(
                 f"{self.url} refuses the key (status {status}): set {KEY_NAME} in the environment "

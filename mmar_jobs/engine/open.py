@@ -16,6 +16,10 @@ def open_engine(base: Path, adapter: Path | None, chosen: EngineSettings) -> Eng
         from mmar_jobs.engine.server import open_server_engine  # noqa: PLC0415 - transformers
 
         return open_server_engine(base, adapter, chosen, key=settings.server_key())
+    if chosen.backend == "vllm":
+        from mmar_jobs.engine.offline import open_offline_engine  # noqa: PLC0415 - vLLM, torch
+
+        return open_offline_engine(base, adapter, chosen)
     from mmar_jobs.engine.local import open_local_engine  # noqa: PLC0415 - torch
 
     return open_local_engine(base, adapter, chosen)

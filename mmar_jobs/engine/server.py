@@ -21,11 +21,10 @@ import msgspec
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import Clip, canary_clip, encode_wav, num_audio_tokens
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.chat import load_tokenizer, render_prompt
+from mmar_jobs.chat import load_tokenizer
 from mmar_jobs.engine import (
     CANARY_PROMPT,
     CANARY_SAMPLING,
-    STOP_TOKENS,
     Completion,
     Listener,
     Request,
@@ -33,20 +32,20 @@ from mmar_jobs.engine import (
 )
 from mmar_jobs.engine.fleet import Dispatcher, Fleet, open_fleet, ticking
 from mmar_jobs.engine.link import Link, Patience, Transient
+from mmar_jobs.engine.tokens import Collector, Tokens
 from mmar_jobs.engine.wire import (
     MalformedReply,
     Reply,
     Sound,
-    Vocabulary,
+    check_room,
     completions,
     parse_reply,
     request_body,
 )
-from mmar_jobs.errors import DataError, SettingsError
+from mmar_jobs.errors import DataError
 from mmar_jobs.identity import Canary, ModelIdentity, check_canary
 from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.manifest import sha256
-from mmar_jobs.prompt import THINK_OPEN, Prompt
 from mmar_jobs.recipes import EngineSettings
 
 _CANARY_REQUEST: Final = Request("canary", CANARY_PROMPT, canary_clip(), (0,))
@@ -72,23 +71,16 @@ class ServerEngine:
         self, identity: ModelIdentity, tokenizer: Any, site: Site, *, tolerance_nats: float
     ) -> None:
         self.identity = identity
-        self._tokenizer = tokenizer
         self._site = site
         self._tolerance_nats = tolerance_nats
-        self.prompt_opens_thinking = (
-            render_prompt(tokenizer, CANARY_PROMPT).rstrip().endswith(THINK_OPEN)
-        )
-        self._vocabulary = Vocabulary(
-            audio_id=tokenizer.convert_tokens_to_ids(tokenizer.audio_token),
-            stop_ids=frozenset(tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))),
-            decode=tokenizer.decode,
-        )
+        self._tokens = Tokens(tokenizer)
+        self.prompt_opens_thinking = self._tokens.opens_thinking
         self._canary: Canary | None = None
 
     def canary(self) -> Canary:
         """What every server said when it was last proven; asks where none was yet."""
         if self._canary is None:
-            self.stream([], CANARY_SAMPLING, _Collector([], lambda _: None))
+            self.stream([], CANARY_SAMPLING, Collector([], lambda _: None))
         assert self._canary is not None, "no stream begins before its servers are proven"
         return self._canary
 
@@ -96,7 +88,7 @@ class ServerEngine:
         self, requests: Sequence[Request], sampling: Sampling, on_answer: Callable[[int], None]
     ) -> list[list[Completion]]:
         """See Engine.answer."""
-        collector = _Collector(requests, on_answer)
+        collector = Collector(requests, on_answer)
         self.stream(requests, sampling, collector)
         return [list(collector.found[id(request)]) for request in requests]
 
@@ -115,19 +107,19 @@ class ServerEngine:
         links = [Link(url, site.key, self.identity.hash, site.patience) for url in site.urls]
         async with open_fleet(links, site.patience, self._prove) as fleet:
             dispatcher = Dispatcher[Request, list[Completion]](
-                fleet, lambda request: self._ask(fleet, request, sampling)
+                lambda: fleet.limit, lambda request: self._ask(fleet, request, sampling)
             )
             await dispatcher.run(requests, listener.answered)
 
     async def _ask(self, fleet: Fleet, request: Request, sampling: Sampling) -> list[Completion]:
-        prompt_ids = self._prompt_ids(request.prompt)
+        prompt_ids = self._tokens.prompt_ids(request.prompt)
         num_tokens = len(prompt_ids) + num_audio_tokens(len(request.clip.waveform))
         name = sha256(request.clip.waveform.tobytes())
 
         async def attempt(link: Link) -> list[Completion]:
-            _check_room(link, num_tokens, sampling)
+            check_room(link.url, link.max_model_len, num_tokens, sampling)
             reply = await self._send(link, request, sampling, name)
-            return completions(reply, request, prompt_ids, self._vocabulary)
+            return completions(reply, request, prompt_ids, self._tokens.vocabulary)
 
         return await fleet.persist(name, attempt)
 
@@ -157,10 +149,6 @@ class ServerEngine:
             self._canary = canary
         check_canary(self._canary, canary, model=link.model, tolerance_nats=self._tolerance_nats)
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        ids: list[int] = self._tokenizer(render_prompt(self._tokenizer, prompt))["input_ids"]
-        return ids
-
     def _url_of(self, clip: Clip, name: str) -> str:
         folder = self._site.media_dir
         if folder is None:
@@ -174,23 +162,6 @@ class ServerEngine:
         return path.as_uri()
 
 
-class _Collector:
-    """Gathers a stream's answers."""
-
-    def __init__(self, requests: Sequence[Request], on_answer: Callable[[int], None]) -> None:
-        self.found: dict[int, Sequence[Completion]] = {id(request): () for request in requests}
-        self._on_answer = on_answer
-
-    def answered(self, request: Request, completions: Sequence[Completion]) -> None:
-        """See Listener."""
-        self.found[id(request)] = completions
-        self._on_answer(len(completions))
-
-    def waiting(self) -> None:
-        """See Listener."""
-        self._on_answer(0)
-
-
 def _body(link: Link, request: Request, sampling: Sampling, sound: Sound) -> bytes:
     return msgspec.json.encode(request_body(link.model, request, sampling, sound))
 
@@ -200,15 +171,6 @@ def _parsed(data: bytes, request: Request) -> Reply:
         return parse_reply(data, len(request.draws))
     except MalformedReply as error:
         raise Transient(f"a reply that is no chat completion ({error})") from None
-
-
-def _check_room(link: Link, num_tokens: int, sampling: Sampling) -> None:
-    if num_tokens + sampling.max_tokens > link.max_model_len:
-        raise SettingsError(
-            f"{link.url} takes {link.max_model_len} tokens a sequence, a prompt of "
-            f"{num_tokens} and --sampling.max-tokens {sampling.max_tokens} are more: start it "
-            "with a larger --max-model-len, or lower --sampling.max-tokens"
-        )
 
 
 def _data_url(clip: Clip) -> str:

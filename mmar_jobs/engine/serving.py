@@ -31,6 +31,8 @@ MEAN_PROMPT_TOKENS: Final = 500
 BATCHED_TOKENS: Final = 8192
 _BLOCK_TOKENS: Final = 64
 _KV_BYTES: Final = 2
+# Those that vLLM takes (vllm.config.lora.MaxLoRARanks).
+_LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _REASONING: Final = json.dumps(
     {"reasoning_start_str": THINK_OPEN, "reasoning_end_str": THINK_CLOSE}, separators=(",", ":")
 )
@@ -121,6 +123,13 @@ def lay_out(shape: Shape, node: Node, workload: Workload) -> Layout:
     return spread(shape, node, workload, size)
 
 
+def one_server(shape: Shape, node: Node, workload: Workload) -> Layout:
+    """One server over as many GPUs of the node as the model's heads split over."""
+    size = max(size for size in shape.splits if size <= node.num_gpus)
+    lay_out(shape, node, workload)  # raises where the model does not fit
+    return spread(shape, Node(size, node.memory_gib), workload, size)
+
+
 def spread(shape: Shape, node: Node, workload: Workload, size: int) -> Layout:
     """Servers over `size` GPUs each, whether or not that is best; see lay_out."""
     kv_tokens = _kv_tokens(shape, node, size)
@@ -175,6 +184,20 @@ def serve_args(
     ]
     args += ["--allowed-local-media-path", media_dir] if media_dir else []
     return args + (["--reasoning-config", _REASONING] if thinking_budget else [])
+
+
+def lora_args(name: str, adapter: str, rank: int) -> list[str]:
+    """Further arguments that serve an adapter as `name` beside its base; vLLM >= 0.29 reads ours.
+
+    No merge, no second copy of the base on the node; each token costs the LoRA's multiplications.
+    """
+    ranks = [known for known in _LORA_RANKS if known >= rank]
+    if not ranks:
+        raise SettingsError(f"vLLM serves LoRA ranks up to {_LORA_RANKS[-1]}, not {rank}: merge it")
+    return [
+        *("--enable-lora", "--max-loras", "1", "--max-lora-rank", str(ranks[0])),
+        *("--lora-modules", f"{name}={adapter}"),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

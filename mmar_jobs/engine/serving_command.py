@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from mmar_jobs.arguments import Parser, not_negative, whole_number
 from mmar_jobs.artifact import MANIFEST
 from mmar_jobs.base_model import check_config, model_digest
-from mmar_jobs.engine.serving import Node, Shape, Workload, lay_out, serve_args, servers
+from mmar_jobs.engine.serving import Node, Shape, Workload, lay_out, lora_args, serve_args, servers
 from mmar_jobs.errors import DataError, ExitCode
 from mmar_jobs.identity import ModelIdentity
+from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mmar_jobs.manifest import Manifest
 
 
@@ -44,6 +45,8 @@ def serve_args_command(arguments: Sequence[str]) -> int:
         media_dir=chosen.media_dir,
         thinking_budget=chosen.thinking_budget,
     )
+    if chosen.adapter:
+        args += _adapter_args(folder, Path(chosen.adapter))
     found = servers(layout, args, chosen.port)
     if chosen.json:
         told = {"model": name, "servers": [asdict(server) for server in found]}
@@ -76,12 +79,33 @@ def served_name(folder: Path) -> str:
     return f"mmar-{identity.hash[:16]}"
 
 
+def _adapter_args(base: Path, folder: Path) -> list[str]:
+    """What serves an adapter beside the base that it was trained on, by the hash of both."""
+    # torch, which whoever serves has; the base alone needs none.
+    from mmar_jobs.qlora.merge_run import find_adapter  # noqa: PLC0415
+
+    adapter = find_adapter(str(folder))
+    digest = model_digest(base)
+    if adapter.trained_on not in (None, digest):
+        raise DataError(f"{folder} was trained on another base than {base}: give that one")
+    identity = ModelIdentity(base_digest=digest, adapter_digest=adapter.digests[ADAPTER_WEIGHTS])
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    rank = max(config["r"], *config.get("rank_pattern", {}).values())
+    return lora_args(f"mmar-{identity.hash[:16]}", str(folder), rank)
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "mmar-jobs serve-args",
         description="Print how to serve a model on one node: one vLLM command line a server.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a base, or of a finished merge")
+    parser.add_argument(
+        "--adapter",
+        default="",
+        metavar="DIR",
+        help="adapter to serve beside its base, unmerged, by vLLM >= 0.29 (default: none)",
+    )
     parser.add_argument("--gpus", type=whole_number(1), default=1, help="GPUs (default: 1)")
     parser.add_argument(
         "--gpu-memory-gib",

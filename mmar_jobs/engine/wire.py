@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from mmar_jobs.drawn_tokens import pack_tokens
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.engine.sampling import draw_seed
-from mmar_jobs.errors import GateError
+from mmar_jobs.errors import GateError, SettingsError
 from mmar_jobs.prompt import Prompt
 from mmar_jobs.records import Finish
 
@@ -22,12 +22,16 @@ from mmar_jobs.records import Finish
 _FINISH: Final = {"stop": Finish.STOP, "length": Finish.LENGTH, "repetition": Finish.LENGTH}
 
 
-class _Token(Struct, gc=False):
+class Token(Struct, gc=False):
+    """What is read of a token; nats."""
+
     logprob: float
 
 
-class _Logprobs(Struct, gc=False):
-    content: list[_Token]
+class Logprobs(Struct, gc=False):
+    """One a token."""
+
+    content: list[Token]
 
 
 class Choice(Struct, gc=False):
@@ -36,7 +40,7 @@ class Choice(Struct, gc=False):
     index: int
     finish_reason: str | None
     token_ids: Annotated[list[int], Meta(min_length=1)]
-    logprobs: _Logprobs
+    logprobs: Logprobs
 
     @property
     def token_logprobs(self) -> tuple[float, ...]:
@@ -184,6 +188,16 @@ def _completion(
         audio_tokens=audio_tokens,
         drawn_tokens=pack_tokens(ids, logprobs),
     )
+
+
+def check_room(who: str, max_model_len: int, num_tokens: int, sampling: Sampling) -> None:
+    """Raise SettingsError unless prompt and longest completion fit; vLLM would cut the latter."""
+    if num_tokens + sampling.max_tokens > max_model_len:
+        raise SettingsError(
+            f"{who} takes {max_model_len} tokens a sequence, a prompt of {num_tokens} and "
+            f"--sampling.max-tokens {sampling.max_tokens} are more: start it with a larger "
+            "--max-model-len, or lower --sampling.max-tokens"
+        )
 
 
 def served_models(listing: Mapping[str, Any]) -> dict[str, int]:

@@ -10,8 +10,7 @@ from dataclasses import replace
 import pytest
 
 from mmar_jobs.engine import Completion, Request, StreamingEngine
-from mmar_jobs.engine.fleet import Dispatcher, Fleet
-from mmar_jobs.engine.link import Link
+from mmar_jobs.engine.fleet import Dispatcher
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.errors import DataError, TryAgain
 from tests.engine.cases import GREEDY, QUICK, Connect, ask, requests
@@ -99,8 +98,7 @@ def test_failures_at_once_are_one_error(caplog: pytest.LogCaptureFixture) -> Non
     async def fail(job: int) -> None:
         raise DataError(f"job {job}")
 
-    fleet = Fleet([Link("http://127.0.0.1:9", None, "0" * 64, QUICK)], QUICK)
     with pytest.raises(DataError, match="job"):
-        asyncio.run(Dispatcher[int, None](fleet, fail).run(range(4), lambda *_: None))
+        asyncio.run(Dispatcher[int, None](lambda: 4, fail).run(range(4), lambda *_: None))
     gc.collect()
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]

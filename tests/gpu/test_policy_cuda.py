@@ -31,7 +31,7 @@ def test_token_loss_is_that_of_the_cpu() -> None:
     for device in (torch.device("cpu"), GPU):
         parts = (columns[1], old_C, near_C, old_C, columns[2].abs(), columns[3].abs())
         facts = TokenFacts(*(column.to(device) for column in parts))
-        leaf_CH = hidden_CH.to(device).requires_grad_()
+        leaf_CH = hidden_CH.to(device, copy=True).requires_grad_()
         loss, logprob_C = linear_token_loss(
             leaf_CH,
             head_VH.to(device),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmar_jobs.layout import adapter_key
 from mmar_jobs.records import Candidate
 from mmar_jobs.tiny import tiny_model_folder
 from mmar_jobs.tiny.build import TinyWorld, build_world
@@ -58,3 +59,19 @@ def ingested(place: Path, world: TinyWorld) -> Job:
 def undisturbed(vllm: Vllm, ingested: Job, place: Path) -> list[Candidate]:
     """Greedy answers to the benchmark when nothing goes wrong."""
     return ingested.copy(place / "undisturbed").greedy(vllm.url)
+
+
+@pytest.fixture(scope="session")
+def trained(vllm: Vllm, ingested: Job, place: Path) -> Job:
+    """A run that has an adapter, by the served base's answers."""
+    job = ingested.copy(place / "trained")
+    job.do("generate", servers=vllm.url)
+    job.do("filter")
+    job.do("train")
+    return job
+
+
+@pytest.fixture(scope="session")
+def adapter(trained: Job) -> Path:
+    """The adapter's folder."""
+    return trained.store / adapter_key("r", 1)

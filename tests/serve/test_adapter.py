@@ -10,7 +10,7 @@ from mmar_jobs.engine.local import open_local_engine
 from mmar_jobs.engine.server import ServerEngine, open_server_engine
 from mmar_jobs.errors import ExitCode, GateError
 from mmar_jobs.identity import Canary, check_canary
-from mmar_jobs.layout import CANARY, adapter_key
+from mmar_jobs.layout import CANARY
 from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.records import Candidate
 from mmar_jobs.tiny import tiny_model_folder
@@ -19,22 +19,6 @@ from tests.serve.cases import GREEDY, ask, requests
 from tests.serve.job import Job, check_same
 from tests.serve.proxy import proxy
 from tests.serve.vllm import Vllm
-
-
-@pytest.fixture(scope="module")
-def trained(vllm: Vllm, ingested: Job, place: Path) -> Job:
-    """A run that has an adapter, by the served base's answers."""
-    job = ingested.copy(place / "trained")
-    job.do("generate", servers=vllm.url)
-    job.do("filter")
-    job.do("train")
-    return job
-
-
-@pytest.fixture(scope="module")
-def adapter(trained: Job) -> Path:
-    """The adapter's folder."""
-    return trained.store / adapter_key("r", 1)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from mmar_jobs.engine.serving_command import served_name
 
 # What the CPU build wants besides: no graphs. Its worker would be a third process that imports all
 # of vLLM, which is most of the start on a slow machine: it works inside the second one.
-_ON_CPU = (
-    *("--enforce-eager", "--host", "127.0.0.1", "--distributed-executor-backend"),
+ON_CPU = (
+    "--enforce-eager",
+    "--distributed-executor-backend",
     "vllm.v1.executor.uniproc_executor.UniProcExecutor",
 )
 _LAYOUT = Layout(num_servers=1, tensor_parallel=1, max_num_seqs=64, max_model_len=2048, kv_tokens=0)
@@ -70,21 +71,12 @@ class Vllm:
             self.process = subprocess.Popen(
                 [
                     *("nice", "-n", "5", str(self.environment / "bin/vllm"), "serve", *args),
-                    *(*_ON_CPU, "--port", str(self.port)),
+                    *(*ON_CPU, "--host", "127.0.0.1", "--port", str(self.port)),
                 ],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={
-                    name: value
-                    for name, value in os.environ.items()
-                    if name not in ("PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
-                }
-                | {
-                    "VLLM_CPU_KVCACHE_SPACE": "1",
-                    "VLLM_NO_USAGE_STATS": "1",
-                    "HF_HUB_OFFLINE": "1",
-                },
+                env=cpu_environment(),
             )
 
     def wait(self) -> None:
@@ -106,6 +98,20 @@ class Vllm:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(timeout=30)
             self.process = None
+
+
+def cpu_environment() -> dict[str, str]:
+    """The variables of a process that has vLLM in it."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
+    }
+    return kept | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def free_port() -> int:
