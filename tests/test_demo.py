@@ -20,7 +20,7 @@ from mmar_jobs.tiny.build import build_world
 PACKAGE = Path(mmar_jobs.__file__).parent
 MIN_GAIN = 0.10
 MAX_P_VALUE = 0.01
-ALPHA = 0.01  # of three seeds and two tests one would fail by chance too often at 0.05
+ALPHA = 0.01  # of several seeds and two tests one would fail by chance too often at 0.05
 
 
 def run_demo(folder: Path, seed: int) -> tuple[Comparison, Sequence[Question]]:
@@ -68,7 +68,7 @@ def above_chance_where_answered(comparison: Comparison, questions: Sequence[Ques
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_the_last_promoted_model_is_better(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

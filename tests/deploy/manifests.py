@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = ROOT / "k8s" / "jobs"
+OFFLINE = ROOT / "k8s" / "offline"
 BENCHMARK = ROOT / "k8s" / "benchmark"
 ARGO = ROOT / "argo"
 CHARTS = ROOT / "charts"
@@ -34,6 +35,12 @@ def read_one(path: Path) -> Object:
 def jobs() -> dict[str, Object]:
     """The Job of every stage, by stage."""
     return _labelled(JOBS)
+
+
+@cache
+def offline() -> dict[str, Object]:
+    """The Job of every stage that can ask vLLM in its own process."""
+    return _labelled(OFFLINE)
 
 
 @cache

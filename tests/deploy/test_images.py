@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.deploy.charts import rendered
-from tests.deploy.manifests import CHARTS, ROOT, jobs
+from tests.deploy.manifests import CHARTS, ROOT, jobs, offline
 
 IMAGES = ROOT / "images"
 NAMES = ("cpu", "train", "serve")
@@ -78,7 +78,7 @@ def test_an_image_is_pinned_and_runs_as_a_number(name: str) -> None:
 def test_users_are_those_that_manifests_run_as() -> None:
     """A number without a name in the image would end vLLM and torch's compiler."""
     users = {name: re.findall(r"^USER (\d+):", _dockerfile(name), re.MULTILINE) for name in NAMES}
-    for stage, job in jobs().items():
+    for stage, job in [*jobs().items(), *offline().items()]:
         pod = job["spec"]["template"]["spec"]
         image = pod["containers"][0]["image"].removeprefix("mmar-jobs/")
         assert [str(pod["securityContext"]["runAsUser"])] == users[image], stage

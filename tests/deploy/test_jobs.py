@@ -7,7 +7,7 @@ import pytest
 
 from mmar_jobs.engine.serving import GIB
 from mmar_jobs.errors import ExitCode
-from tests.deploy.manifests import JOBS, Object, jobs, read_one
+from tests.deploy.manifests import JOBS, Object, jobs, offline, read_one
 
 KUBERNETES = "1.34"
 STAGES = ("ingest", "generate", "filter", "train", "evaluate", "infer", "submit", "report")
@@ -79,9 +79,27 @@ def test_a_job_mounts_what_its_stage_needs(stage: str) -> None:
         assert mounts["model"]["readOnly"]
 
 
-def test_shared_memory_counts_towards_the_limit() -> None:
+@pytest.mark.parametrize("stage", offline())
+def test_a_stage_with_vllm_in_it_is_the_same_job(stage: str) -> None:
+    """But for the image and its user, GPUs, and room for a merged model."""
+    job = offline()[stage]
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+    ours, theirs = _common(job), _common(jobs()[stage])
+    for common in (ours, theirs):
+        for key in ("runAsUser", "runAsGroup", "fsGroup"):
+            del common["spec"]["template"]["spec"]["securityContext"][key]
+    assert theirs == ours
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert "nvidia.com/gpu" in container["resources"]["limits"]
+    told = {each["name"]: each["value"] for each in container["env"]}
+    assert "vllm" == told["MMAR_ENGINE__BACKEND"]
+    assert told["MMAR_ENGINE__MERGED_DIR"] in [m["mountPath"] for m in container["volumeMounts"]]
+
+
+@pytest.mark.parametrize("job", [jobs()["train"], *offline().values()])
+def test_shared_memory_counts_towards_the_limit(job: Object) -> None:
     """A tmpfs without room in the limit ends in an OOM kill."""
-    pod = jobs()["train"]["spec"]["template"]["spec"]
+    pod = job["spec"]["template"]["spec"]
     [shm] = [volume for volume in pod["volumes"] if volume["name"] == "shm"]
     [container] = pod["containers"]
     resources = container["resources"]

@@ -17,6 +17,7 @@ from tests.deploy.manifests import (
     events,
     events_pod,
     jobs,
+    offline,
     pod_of,
     read,
     read_one,
@@ -36,6 +37,7 @@ GPU = "nvidia.com/gpu"
 def pods() -> dict[str, Object]:
     """Every pod that this project makes, as metadata and spec, by name."""
     found = {f"job/{stage}": job["spec"]["template"] for stage, job in (jobs() | benches()).items()}
+    found |= {f"offline/{stage}": job["spec"]["template"] for stage, job in offline().items()}
     found["job/download"] = read_one(K8S / "model" / "download.yaml")["spec"]["template"]
     for (home, name), leaf in templates().items():
         if leaf.is_leaf:
@@ -60,6 +62,7 @@ def pods() -> dict[str, Object]:
 @pytest.fixture(
     params=[
         *(f"job/{stage}" for stage in jobs() | benches()),
+        *(f"offline/{stage}" for stage in offline()),
         *("job/download", "argo", "charts", "events"),
     ]
 )

@@ -99,9 +99,10 @@ class Job:
         """Run a command that must succeed."""
         assert 0 == run_command(name, [*self.flags(servers), *more])
 
-    def draw(self, url: str, track: Any = no_bar) -> list[Candidate]:
+    def draw(self, url: str, *more: str, track: Any = no_bar) -> list[Candidate]:
         """Generate: every training question, NUM_CANDIDATES times."""
-        return self._answers(generate, parse(GenerateCommand, self.flags(url), prog="x"), track)
+        flags = [*self.flags(url), *more]
+        return self._answers(generate, parse(GenerateCommand, flags, prog="x"), track)
 
     def greedy(self, url: str, track: Any = no_bar) -> list[Candidate]:
         """Infer: every benchmark question once, by the likeliest tokens."""
@@ -128,11 +129,13 @@ def open_quick(base: Path, adapter: Path | None, chosen: EngineSettings) -> Serv
     return ServerEngine(identity, load_tokenizer(base), site, tolerance_nats=tolerance_nats)
 
 
-def check_complete(candidates: list[Candidate], world: TinyWorld) -> None:
+def check_complete(
+    candidates: list[Candidate], world: TinyWorld, num_draws: int = NUM_CANDIDATES
+) -> None:
     """Every training question has each of its draws exactly once."""
     ids = [json.loads(line)["id"] for line in world.train.read_text().splitlines()]
     expected: Mapping[tuple[str, int], int] = Counter(
-        (question_id, draw) for question_id in ids for draw in range(NUM_CANDIDATES)
+        (question_id, draw) for question_id in ids for draw in range(num_draws)
     )
     assert expected == Counter((one.question_id, one.draw) for one in candidates)
 

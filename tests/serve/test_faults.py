@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmar_jobs.records import Candidate
-from mmar_jobs.tiny.build import TinyWorld
+from mmar_jobs.tiny.build import TinyWorld, build_world
 from tests.engine.faults import Fault
 from tests.engine.loopback import wait_until
 from tests.fakes import Track
@@ -19,7 +19,7 @@ from tests.serve.job import Job, check_complete, check_same
 from tests.serve.proxy import proxy
 from tests.serve.vllm import Vllm
 
-NUM_CLIENT_KILLS = 3
+NUM_CLIENT_KILLS = 20
 FAULTS = [
     Fault(status=429, headers={"retry-after": "0.2"}),
     Fault(status=500),
@@ -55,16 +55,19 @@ def test_a_storm_loses_no_draw(vllm: Vllm, ingested: Job, world: TinyWorld, tmp_
     assert stormy.num_spoilt >= 12 + len(FAULTS)
 
 
-def test_a_killed_client_loses_nothing(
-    vllm: Vllm, ingested: Job, world: TinyWorld, tmp_path: Path
-) -> None:
-    """Killed again and again with answers under way, it goes on where it was."""
-    job = ingested.copy(tmp_path)
-    command = [sys.executable, "-m", "mmar_jobs", "generate", *job.flags(vllm.url)]
+def test_a_client_killed_twenty_times_loses_nothing(vllm: Vllm, tmp_path: Path) -> None:
+    """With answers under way each time, it goes on where it was."""
+    world = build_world(tmp_path / "world", seed=8, num_train=200, num_heldout=8, num_benchmark=6)
+    job = Job(tmp_path, world)
+    job.do("ingest")
+    few = ["--sampling.num-candidates", "2", "--sampling.questions-per-shard", "1"]
+    command = [sys.executable, "-m", "mmar_jobs", "generate", *job.flags(vllm.url), *few]
     chance = random.Random(7)
     for _ in range(NUM_CLIENT_KILLS):
-        assert kill_somewhere(start(command), job.store, chance, at_least=1, longest_s=0.3)
-    check_complete(job.draw(vllm.url), world)
+        assert kill_somewhere(start(command), job.store, chance, longest_s=0.2), (
+            "it ended before it was killed often enough: ask for more"
+        )
+    check_complete(job.draw(vllm.url, *few), world, num_draws=2)
 
 
 def test_a_killed_server_costs_nothing_but_time(
@@ -73,7 +76,7 @@ def test_a_killed_server_costs_nothing_but_time(
     """Kill -9 amid two stages, and a restart: both end as if nothing had been."""
     drawing, answering = Track(), Track()
     with ThreadPoolExecutor(2) as pool:
-        drawn = pool.submit(ingested.copy(tmp_path / "draw").draw, vllm.url, drawing)
+        drawn = pool.submit(ingested.copy(tmp_path / "draw").draw, vllm.url, track=drawing)
         greedy = pool.submit(ingested.copy(tmp_path / "greedy").greedy, vllm.url, answering)
         for track in (drawing, answering):
             wait_until(lambda track=track: any(track.done.values()), timeout_s=120)
