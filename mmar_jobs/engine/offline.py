@@ -126,9 +126,7 @@ class OfflineEngine:
         try:
             [rendered] = await self._vllm.renderer.render_cmpl_async([prompt])
             outputs = self._vllm.generate(rendered, _sampling_params(request, sampling), name)
-            # By RequestOutputKind.FINAL_ONLY the first is the last.
-            async for output in outputs:
-                return _reply(output)
+            [output] = [output async for output in outputs]
         except EngineDeadError:
             raise TryAgain(
                 "vLLM ended in the middle, its log above says why: what was answered is kept, run "
@@ -137,7 +135,7 @@ class OfflineEngine:
         except ValueError as error:
             message = " ".join(str(error).split())
             raise DataError(f"question {request.question_id}: vLLM refuses it: {message}") from None
-        raise AssertionError("a request has an output")
+        return _reply(output)
 
 
 def _end(vllm: Any, runner: asyncio.Runner) -> None:
