@@ -15,6 +15,7 @@ from typing import Final
 
 from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.errors import GateError
+from mmar_jobs.grade import has_special_token
 from mmar_jobs.records import Candidate, Example, Finish, PolicyExample, Question
 from mmar_jobs.rewards import Circumstances, total_reward
 from mmar_jobs.zone import DropReason, Selection
@@ -62,13 +63,16 @@ def with_advantages(
 ) -> Selection:
     """`selection`, the same as plain fine-tuning has it, with PolicyExamples for its examples.
 
-    Every candidate that is no error becomes one, unless its group is flat and nothing else gives it
-    weight, or `veto` says why its question is left out. GateError for candidates without tokens.
+    Every candidate becomes one but errors, those with special tokens, those of a flat group that
+    nothing else gives weight, and all where `veto` says why their question is left out. GateError
+    for candidates without tokens.
     """
     if veto is not None:
         return replace(selection, examples=(), drops={veto: len(candidates)})
+    answered = [one for one in candidates if one.finish is not Finish.ERROR]
     drawn = sorted(
-        (one for one in candidates if one.finish is not Finish.ERROR), key=lambda one: one.draw
+        (one for one in answered if not has_special_token(one.completion)),
+        key=lambda one: one.draw,
     )
     known = Circumstances(
         question.id in rule.solved_muted, rule.max_tokens, rule.think_open_in_prompt
@@ -83,7 +87,8 @@ def with_advantages(
     ]
     drops = Counter(
         {
-            DropReason.ERROR: len(candidates) - len(drawn),
+            DropReason.ERROR: len(candidates) - len(answered),
+            DropReason.SPECIAL_TOKEN: len(answered) - len(drawn),
             DropReason.FLAT_GROUP: len(drawn) - len(examples),
         }
     )
