@@ -225,7 +225,7 @@ def example_of(engine: Any, sampling: Sampling, draw: int = 0) -> tuple[Any, Pol
         finish=completion.finish,
         reward=1,
         advantage=0.5,
-        drawn_tokens=completion.drawn_tokens,
+        drawn_tokens=pack_tokens(completion.token_ids, completion.logprobs),
     )
 
 
