@@ -11,13 +11,11 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mmar_jobs.errors import DataError, GateError
-from mmar_jobs.prompt import THINK_CLOSE, THINK_OPEN
+from mmar_jobs.prompt import MARKER, THINK_CLOSE, THINK_OPEN
 from mmar_jobs.records import Candidate, Finish, Grade, Question
 
 # Models type straight quotes where a choice has curly ones, and the other way round.
 _STRAIGHT: Final = str.maketrans("‘’“”", "''\"\"")  # noqa: RUF001 - that is the point
-# How this family of tokenizers writes what is no text: turns, sound, images, padding.
-_SPECIAL_TOKEN: Final = re.compile(r"<\|\w+\|>")
 _WRAPPING: Final = " \"'`*«»「」『』"
 _PREFIX: Final = re.compile(
     r"(?:(?:so|thus|therefore|hence),? )?(?:the |my )?(?:final |correct )?"
@@ -55,13 +53,13 @@ def split_completion(completion: str) -> tuple[str, str] | None:
     return thinking.strip(), answer_text
 
 
-def has_special_token(completion: str) -> bool:
+def has_control_token(completion: str) -> bool:
     """Whether it says, or spells, a token like <|im_start|> that belongs into prompts only.
 
-    Read back by the tokenizer it would open a turn or stand for sound. The tags of the thinking are
-    none, and an engine leaves out the token that ended a completion.
+    Read back by the tokenizer it would open a turn or stand for sound. The tags of the thinking may
+    be there, and the token that ended a completion is not in its text.
     """
-    return _SPECIAL_TOKEN.search(completion) is not None
+    return MARKER.search(completion) is not None
 
 
 def normal_form(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Final
 
 from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.errors import GateError
-from mmar_jobs.grade import has_special_token
+from mmar_jobs.grade import has_control_token
 from mmar_jobs.records import Candidate, Example, Finish, PolicyExample, Question
 from mmar_jobs.rewards import Circumstances, total_reward
 from mmar_jobs.zone import DropReason, Selection
@@ -63,7 +63,7 @@ def with_advantages(
 ) -> Selection:
     """`selection`, the same as plain fine-tuning has it, with PolicyExamples for its examples.
 
-    Every candidate becomes one but errors, those with special tokens, those of a flat group that
+    Every candidate becomes one but errors, those with control tokens, those of a flat group that
     nothing else gives weight, and all where `veto` says why their question is left out. GateError
     for candidates without tokens.
     """
@@ -71,7 +71,7 @@ def with_advantages(
         return replace(selection, examples=(), drops={veto: len(candidates)})
     answered = [one for one in candidates if one.finish is not Finish.ERROR]
     drawn = sorted(
-        (one for one in answered if not has_special_token(one.completion)),
+        (one for one in answered if not has_control_token(one.completion)),
         key=lambda one: one.draw,
     )
     known = Circumstances(
@@ -88,7 +88,7 @@ def with_advantages(
     drops = Counter(
         {
             DropReason.ERROR: len(candidates) - len(answered),
-            DropReason.SPECIAL_TOKEN: len(answered) - len(drawn),
+            DropReason.CONTROL_TOKEN: len(answered) - len(drawn),
             DropReason.FLAT_GROUP: len(drawn) - len(examples),
         }
     )

@@ -19,7 +19,7 @@ from typing import Annotated, Final, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from mmar_jobs.errors import DataError, GateError
-from mmar_jobs.grade import grade, has_special_token, parse
+from mmar_jobs.grade import grade, has_control_token, parse
 from mmar_jobs.prompt import THINK_OPEN
 from mmar_jobs.records import Candidate, Example, Grade, Question, Record, Zone
 
@@ -45,7 +45,7 @@ class DropReason(StrEnum):
     SOLVED_MUTED = "solved_muted"  # the question is answered as well without its audio
     UNDECIDED = "undecided"  # correct, but too few valid attempts to trust the rate
     ZONE_WEIGHT_ZERO = "zone_weight_zero"
-    SPECIAL_TOKEN = "special_token"  # noqa: S105 - it says one that only prompts hold
+    CONTROL_TOKEN = "control_token"  # noqa: S105 - it says one that only prompts hold
     NO_THINKING = "no_thinking"  # correct, but it would teach to answer without reasoning
     NOT_CHOSEN = "not_chosen"  # correct, but beyond the k that stay
     MERGED = "merged"  # chosen, and word for word another chosen one, whose weight grows instead
@@ -249,7 +249,7 @@ def _worth_learning(
 ) -> list[Candidate]:
     """Leave out malformed completions, counting them in `drops`; they still count for the rate.
 
-    Malformed is one with special tokens, one without thinking, and one whose opening tag lacks, or
+    Malformed is one with control tokens, one without thinking, and one whose opening tag lacks, or
     stands in the prompt already.
     """
     kept: list[Candidate] = []
@@ -257,8 +257,8 @@ def _worth_learning(
         completion = candidate.completion.strip()
         is_open_once = completion.startswith(THINK_OPEN) != tag_in_prompt
         thinking = parse(completion, candidate.finish, question.choices).thinking
-        if has_special_token(completion):
-            drops[DropReason.SPECIAL_TOKEN] += 1
+        if has_control_token(completion):
+            drops[DropReason.CONTROL_TOKEN] += 1
         elif not (is_open_once and thinking):
             drops[DropReason.NO_THINKING] += 1
         else:

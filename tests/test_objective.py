@@ -97,7 +97,7 @@ def test_objective_goes_from_filter_to_adapter(store: Path, objective: str) -> N
 
 
 @pytest.mark.parametrize("objective", ["rest", "grpo", "rest+grpo"])
-def test_special_tokens_are_dropped_before_training(
+def test_control_tokens_are_dropped_before_training(
     store: Path, objective: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A candidate that opens a turn or stands for sound is counted by filter, not met by train."""
@@ -115,9 +115,9 @@ def test_special_tokens_are_dropped_before_training(
     rewrite(store, old, odd)
     chosen = {"objective": objective, "filter.strategy": "all"}
     assert ExitCode.DONE == command("filter", store, chosen)
-    num_dropped = examples_of(store).manifest.metrics["drops"]["special_token"]
+    num_dropped = examples_of(store).manifest.metrics["drops"]["control_token"]
     assert 0 < num_dropped <= sum(one.draw % 2 for one in candidates)
-    assert f"special_token {num_dropped}" in capsys.readouterr().err
+    assert f"control_token {num_dropped}" in capsys.readouterr().err
     assert all(example.draw % 2 == 0 for example in read_examples(examples_of(store)))
     chosen.pop("filter.strategy")
     assert ExitCode.DONE == command("train", store, MODEL | TRAIN | chosen)

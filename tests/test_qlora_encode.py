@@ -11,7 +11,7 @@ import torch
 from mmar_jobs.audio import Clip, num_audio_tokens
 from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.errors import GateError
-from mmar_jobs.grade import has_special_token
+from mmar_jobs.grade import has_control_token
 from mmar_jobs.prompt import render
 from mmar_jobs.qlora import gates
 from mmar_jobs.qlora.audio_embeds import (
@@ -205,5 +205,5 @@ def test_filter_knows_every_token_that_the_gates_refuse(processor: Any) -> None:
     """What stops training by name, filter finds in a text; the tags of the thinking it lets by."""
     refused = {TURN_OPEN, TURN_CLOSE, *processor.tokenizer.all_special_tokens}
     assert processor.audio_token in refused
-    assert all(has_special_token(f"I hear {name} there") for name in refused)
-    assert not has_special_token("<think>5 <| 3, a|b, <b>|</think>Yes")
+    assert all(has_control_token(f"I hear {name} there") for name in refused)
+    assert not has_control_token("<think>5 <| 3, a|b, <b>|</think>Yes")

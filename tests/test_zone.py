@@ -195,7 +195,7 @@ def test_each_reason_to_drop_is_counted() -> None:
     ]
     assert {
         DropReason.WRONG: 1,
-        DropReason.SPECIAL_TOKEN: 1,
+        DropReason.CONTROL_TOKEN: 1,
         DropReason.NO_THINKING: 1,
         DropReason.UNPARSED: 1,
         DropReason.TRUNCATED: 1,
