@@ -10,7 +10,7 @@ group's deviation makes the easiest and hardest questions count most, so it is o
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mmar_jobs.drawn_tokens import unpack_tokens
@@ -28,7 +28,7 @@ _EPSILON: Final = 1e-4  # as TRL's
 class GroupRule:
     """How candidates are rewarded; `keeps_examples` adds what plain fine-tuning learns, weighted.
 
-    `solved_muted` are ids of questions; see Circumstances for the rest.
+    `solved_muted` are ids of questions, `rubric_scores` is by them; see Circumstances.
     """
 
     weights: Mapping[str, float]
@@ -37,6 +37,7 @@ class GroupRule:
     max_tokens: int
     think_open_in_prompt: bool
     solved_muted: frozenset[str] = frozenset()
+    rubric_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def is_flat(rewards: Sequence[float]) -> bool:
@@ -75,7 +76,10 @@ def with_advantages(
         key=lambda one: one.draw,
     )
     known = Circumstances(
-        question.id in rule.solved_muted, rule.max_tokens, rule.think_open_in_prompt
+        question.id in rule.solved_muted,
+        rule.max_tokens,
+        rule.think_open_in_prompt,
+        rule.rubric_scores.get(question.id),
     )
     rewards = [total_reward(question, one, known, rule.weights) for one in drawn]
     found = advantages(rewards, divides_by_std=rule.divides_by_std)
