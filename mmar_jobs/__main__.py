@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "data": "fetch datasets, build questions, guard the benchmark, examine clips",
     "validate": "name every problem of a submission.zip",
     "score": "official, strict and rubric scores of predictions, with intervals",
+    "candidates": "write an iteration's right candidates for `score --rubrics` to judge",
     "compare": "is it better, and where did it get worse: paired tables of predictions",
     "analyze": "what goes wrong: errors by category, loops, overlong and invalid answers",
     "inspect": "what the model really sees and says for one question",

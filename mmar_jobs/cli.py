@@ -44,6 +44,7 @@ _PLAIN: Final = {
     "data": "mmar_jobs.datasets.command:data",
     "validate": "mmar_jobs.check_command:validate",
     "score": "mmar_jobs.check_command:score_predictions",
+    "candidates": "mmar_jobs.judge.candidates_command:write_candidates",
     "compare": "mmar_jobs.analysis.command:compare",
     "analyze": "mmar_jobs.analysis.command:analyze",
     "inspect": "mmar_jobs.inspection.command:inspect",

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mmar_jobs.errors import DataError, GateError
-from mmar_jobs.prompt import THINK_CLOSE, THINK_OPEN
+from mmar_jobs.prompt import MARKER, THINK_CLOSE, THINK_OPEN
 from mmar_jobs.records import Candidate, Finish, Grade, Question
 
 # Models type straight quotes where a choice has curly ones, and the other way round.
@@ -51,6 +51,15 @@ def split_completion(completion: str) -> tuple[str, str] | None:
     if THINK_OPEN in thinking:
         return None
     return thinking.strip(), answer_text
+
+
+def has_control_token(completion: str) -> bool:
+    """Whether it says, or spells, a token like <|im_start|> that belongs into prompts only.
+
+    Read back by the tokenizer it would open a turn or stand for sound. The tags of the thinking may
+    be there, and the token that ended a completion is not in its text.
+    """
+    return MARKER.search(completion) is not None
 
 
 def normal_form(text: str) -> str:

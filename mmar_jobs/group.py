@@ -10,11 +10,12 @@ group's deviation makes the easiest and hardest questions count most, so it is o
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.errors import GateError
+from mmar_jobs.grade import has_control_token
 from mmar_jobs.records import Candidate, Example, Finish, PolicyExample, Question
 from mmar_jobs.rewards import Circumstances, total_reward
 from mmar_jobs.zone import DropReason, Selection
@@ -27,7 +28,7 @@ _EPSILON: Final = 1e-4  # as TRL's
 class GroupRule:
     """How candidates are rewarded; `keeps_examples` adds what plain fine-tuning learns, weighted.
 
-    `solved_muted` are ids of questions; see Circumstances for the rest.
+    `solved_muted` are ids of questions, `rubric_scores` is by them; see Circumstances.
     """
 
     weights: Mapping[str, float]
@@ -36,6 +37,7 @@ class GroupRule:
     max_tokens: int
     think_open_in_prompt: bool
     solved_muted: frozenset[str] = frozenset()
+    rubric_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def is_flat(rewards: Sequence[float]) -> bool:
@@ -62,16 +64,22 @@ def with_advantages(
 ) -> Selection:
     """`selection`, the same as plain fine-tuning has it, with PolicyExamples for its examples.
 
-    Every candidate that is no error becomes one, unless its group is flat and nothing else gives it
-    weight, or `veto` says why its question is left out. GateError for candidates without tokens.
+    Every candidate becomes one but errors, those with control tokens, those of a flat group that
+    nothing else gives weight, and all where `veto` says why their question is left out. GateError
+    for candidates without tokens.
     """
     if veto is not None:
         return replace(selection, examples=(), drops={veto: len(candidates)})
+    answered = [one for one in candidates if one.finish is not Finish.ERROR]
     drawn = sorted(
-        (one for one in candidates if one.finish is not Finish.ERROR), key=lambda one: one.draw
+        (one for one in answered if not has_control_token(one.completion)),
+        key=lambda one: one.draw,
     )
     known = Circumstances(
-        question.id in rule.solved_muted, rule.max_tokens, rule.think_open_in_prompt
+        question.id in rule.solved_muted,
+        rule.max_tokens,
+        rule.think_open_in_prompt,
+        rule.rubric_scores.get(question.id),
     )
     rewards = [total_reward(question, one, known, rule.weights) for one in drawn]
     found = advantages(rewards, divides_by_std=rule.divides_by_std)
@@ -83,7 +91,8 @@ def with_advantages(
     ]
     drops = Counter(
         {
-            DropReason.ERROR: len(candidates) - len(drawn),
+            DropReason.ERROR: len(candidates) - len(answered),
+            DropReason.CONTROL_TOKEN: len(answered) - len(drawn),
             DropReason.FLAT_GROUP: len(drawn) - len(examples),
         }
     )

@@ -6,7 +6,7 @@ Not here: what a stage does.
 from typing import Any, TypeVar, cast
 
 from mmar_jobs.artifact import Artifact
-from mmar_jobs.errors import NothingToLearn, PromotionRefused
+from mmar_jobs.errors import NothingToLearn, PromotionRefused, SettingsError
 from mmar_jobs.lineage import BASE, best_model, read_verdict
 from mmar_jobs.settings import (
     Command,
@@ -31,6 +31,11 @@ def run(command: RunCommand, edges: Edges) -> Artifact:
 
     A later iteration with nothing left to learn ends the loop; the first one is an error.
     """
+    if command.objective != "rest" and command.reward.rubric:
+        raise SettingsError(
+            "--reward.rubric needs a judge's scores of candidates that are not drawn yet: start "
+            "the stages one by one, with `candidates` and `score --rubrics` before filter"
+        )
     ingest.run(_stage(IngestCommand, command), edges)
     for iteration in range(1, command.iterations + 1):
         generate.run(_stage(GenerateCommand, command, iteration=iteration), edges)

@@ -58,8 +58,10 @@ SYSTEM_BY_VERSION: Final = MappingProxyType(
     }
 )
 MAX_CHARACTERS: Final = 8_000
+# How this family of tokenizers writes what is no text: turns, sound, images, padding.
+MARKER: Final = re.compile(r"<\|\w+\|>")
 # What a tokenizer would read as control tokens: such a text would end or fake a turn of the chat.
-CONTROL_TOKEN: Final = re.compile(r"<\|\w+\|>|</?think>")
+CONTROL_TOKEN: Final = re.compile(rf"{MARKER.pattern}|</?think>")
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,9 @@ class RewardRecipe(Group):
     audio_dependence: Annotated[
         float, Field(ge=0, description="weight of a right answer to what is wrong without sound")
     ] = 0.0
+    rubric: Annotated[
+        float, Field(ge=0, description="weight of --rubric-scores, a judge's of right candidates")
+    ] = 0.0
     divide_by_std: Annotated[
         bool, knob("divide advantages by the deviation of their question's rewards")
     ] = False

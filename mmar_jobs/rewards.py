@@ -3,8 +3,8 @@
 Not here: what rewards are for (group.py), and their weights (recipes.py, one field for each).
 
 A reward is for what the grader finds after the thinking, word for word: restating the choices,
-naming a letter or answering inside the thinking earns nothing. None asks a judge: questions of the
-training set have no rubric, and the benchmark's, which have one, are never trained on.
+naming a letter or answering inside the thinking earns nothing. What a judge says of the reasoning
+(judge/candidates.py) counts for right answers alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mmar_jobs.errors import DataError
 from mmar_jobs.grade import grade, parse
+from mmar_jobs.judge.candidates import rated_id
 from mmar_jobs.prompt import THINK_OPEN
 from mmar_jobs.records import Candidate, Finish, Grade, Question
 
@@ -29,12 +31,14 @@ class Circumstances:
 
     `solved_muted`: the model answers this question right without its sound. `max_tokens` is the
     limit at which a completion was cut. `think_open_in_prompt`: the chat template opens the
-    thinking, so completions do not.
+    thinking, so completions do not. `rubric_scores`: what a judge gives the question's right
+    candidates, 0 to 1, by rated_id; None where the question has no rubric.
     """
 
     solved_muted: bool
     max_tokens: int
     think_open_in_prompt: bool
+    rubric_scores: Mapping[str, float] | None = None
 
 
 Reward = Callable[[Question, Candidate, Circumstances], float]
@@ -85,12 +89,29 @@ def audio_dependent(question: Question, candidate: Candidate, known: Circumstanc
     return 0.0 if known.solved_muted else correct(question, candidate, known)
 
 
+def rubric(question: Question, candidate: Candidate, known: Circumstances) -> float:
+    """What a judge gives the reasoning of a right answer; a wrong one earns nothing by it.
+
+    DataError where a question has scores and this candidate has none.
+    """
+    if known.rubric_scores is None or not correct(question, candidate, known):
+        return 0.0
+    score = known.rubric_scores.get(rated_id(candidate))
+    if score is None:
+        raise DataError(
+            f"question {question.id} draw {candidate.draw}: the rubric scores are of other "
+            "candidates: write them by `mmar-jobs candidates` and have these rated"
+        )
+    return score
+
+
 REWARDS: Final[Mapping[str, Reward]] = {
     "correct": correct,
     "format": well_formed,
     "length": not_overlong,
     "loop": no_loop,
     "audio_dependence": audio_dependent,
+    "rubric": rubric,
 }
 
 

@@ -179,6 +179,9 @@ class FilterCommand(Command, _Iteration, _Rewarded):
 
     prompt: PromptRecipe = PromptRecipe()
     filter: FilterRecipe = FilterRecipe()
+    rubric_scores: Annotated[
+        str, knob("what score --rubrics --json printed of the candidates, path or URI")
+    ] = ""
 
 
 class _Trained(BaseModel):
@@ -341,7 +344,7 @@ def parse(command: type[C], argv: Sequence[str], *, prog: str) -> C:
     except ValidationError as error:
         raise SettingsError(_explain(error, prog)) from None
     except PydanticSettingsError as error:
-        raise SettingsError(f"{_first_line(error)}; see {prog} --help") from None
+        raise SettingsError(f"{str(error).strip().splitlines()[0]}; see {prog} --help") from None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -366,8 +369,8 @@ def check_name(name: str, where: str) -> None:
 @cache
 def _known_names() -> frozenset[str]:
     commands = (
-        *(IngestCommand, GenerateCommand, SubmitCommand, ReportCommand, RunCommand),
-        ServeConfigCommand,
+        *(IngestCommand, GenerateCommand, FilterCommand, SubmitCommand, ReportCommand),
+        *(RunCommand, ServeConfigCommand),
     )
     return frozenset(name for command in commands for name in _leaves(command))
 
@@ -395,7 +398,3 @@ def _explain(error: ValidationError, prog: str) -> str:
         else:
             parts.append(f"{flag} {item['input']!r}: {item['msg']}")
     return f"{'; '.join(parts)}; see {prog} --help"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -19,7 +19,7 @@ from typing import Annotated, Final, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from mmar_jobs.errors import DataError, GateError
-from mmar_jobs.grade import grade, parse
+from mmar_jobs.grade import grade, has_control_token, parse
 from mmar_jobs.prompt import THINK_OPEN
 from mmar_jobs.records import Candidate, Example, Grade, Question, Record, Zone
 
@@ -45,6 +45,7 @@ class DropReason(StrEnum):
     SOLVED_MUTED = "solved_muted"  # the question is answered as well without its audio
     UNDECIDED = "undecided"  # correct, but too few valid attempts to trust the rate
     ZONE_WEIGHT_ZERO = "zone_weight_zero"
+    CONTROL_TOKEN = "control_token"  # noqa: S105 - it says one that only prompts hold
     NO_THINKING = "no_thinking"  # correct, but it would teach to answer without reasoning
     NOT_CHOSEN = "not_chosen"  # correct, but beyond the k that stay
     MERGED = "merged"  # chosen, and word for word another chosen one, whose weight grows instead
@@ -104,7 +105,7 @@ class Selection:
     rate: Rate
     choosable_tokens: tuple[int, ...] = ()  # lengths of the traces that could be chosen
     chosen_tokens: tuple[int, ...] = ()  # lengths of those that were, before equal ones are merged
-    rewards: tuple[float, ...] = ()  # of all that are no error, where a policy gradient learns
+    rewards: tuple[float, ...] = ()  # of all that a policy gradient can learn from
 
 
 _REASON_BY_GRADE: Final = {
@@ -246,17 +247,19 @@ def _worth_learning(
     *,
     tag_in_prompt: bool,
 ) -> list[Candidate]:
-    """Leave out completions without thinking, counting them in `drops`.
+    """Leave out malformed completions, counting them in `drops`; they still count for the rate.
 
-    Where the prompt does not end with the opening tag, a completion without one is right but
-    malformed: it counts for the rate and is not taught.
+    Malformed is one with control tokens, one without thinking, and one whose opening tag lacks, or
+    stands in the prompt already.
     """
     kept: list[Candidate] = []
     for candidate in correct:
         completion = candidate.completion.strip()
-        is_open = tag_in_prompt or completion.startswith(THINK_OPEN)
+        is_open_once = completion.startswith(THINK_OPEN) != tag_in_prompt
         thinking = parse(completion, candidate.finish, question.choices).thinking
-        if not (is_open and thinking):
+        if has_control_token(completion):
+            drops[DropReason.CONTROL_TOKEN] += 1
+        elif not (is_open_once and thinking):
             drops[DropReason.NO_THINKING] += 1
         else:
             kept.append(candidate)

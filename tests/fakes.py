@@ -19,7 +19,6 @@ from structlog.testing import CapturingLogger
 from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import SAMPLE_RATE_HZ, canary_clip, num_audio_tokens
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.drawn_tokens import pack_tokens
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.grade import parse
 from mmar_jobs.identity import Canary, ModelIdentity
@@ -81,15 +80,12 @@ class FakeEngine:
     def _complete(self, request: Request, draw: int) -> Completion:
         self.asked.append((request.question_id, draw, not request.clip.waveform.any()))
         if request.question_id in self.broken:
-            return Completion("", Finish.ERROR, 0, 0.0, 0, "503 from the server")
+            return Completion("", Finish.ERROR, (), (), 0, "503 from the server")
         text = self.script(request, draw, self.identity)
         right = num_audio_tokens(len(request.clip.waveform))
         heard = right if self.audio_tokens is None else self.audio_tokens
         num_tokens = len(text.split())
-        drawn = pack_tokens(range(num_tokens), [-0.5] * num_tokens)
-        return Completion(
-            text, self.finish, num_tokens, -0.5 * num_tokens, heard, drawn_tokens=drawn
-        )
+        return Completion(text, self.finish, tuple(range(num_tokens)), (-0.5,) * num_tokens, heard)
 
 
 @dataclass

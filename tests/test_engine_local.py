@@ -7,7 +7,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +14,6 @@ from transformers import GenerationConfig
 
 from mmar_jobs.audio import canary_clip, decode
 from mmar_jobs.base_model import model_digest
-from mmar_jobs.drawn_tokens import MAX_ROUNDING_NATS, unpack_tokens
 from mmar_jobs.encode import load_processor
 from mmar_jobs.engine import Completion, RepetitionDetection, Request, Sampling
 from mmar_jobs.engine.local import LocalEngine, open_local_engine
@@ -315,11 +313,10 @@ def test_drawn_tokens_are_those_of_the_text(engine: LocalEngine, processor: Any)
     sampling = replace(DRAWN, max_tokens=12)
     request = requests(draws=(0, 1, 2))[0]
     [answers] = ask(engine, [request], sampling)
-    for completion, traced in zip(answers, engine.trace(request, sampling), strict=True):
-        drawn = unpack_tokens(completion.drawn_tokens)
-        assert traced.token_ids == tuple(drawn.ids)
-        assert np.abs(drawn.logprobs - np.array(traced.logprobs)).max() < 2 * MAX_ROUNDING_NATS
-        text_ids = drawn.ids[:-1] if completion.finish is Finish.STOP else drawn.ids
+    for completion in answers:
+        assert len(completion.token_ids) == len(completion.logprobs) == completion.num_tokens > 0
+        ended = completion.finish is Finish.STOP
+        text_ids = completion.token_ids[:-1] if ended else completion.token_ids
         decoded = processor.tokenizer.decode(text_ids, skip_special_tokens=False)
         assert completion.text == decoded
 

@@ -85,6 +85,16 @@ def test_every_candidate_of_a_mixed_group_is_learned() -> None:
     assert (1.0, 0.0, 0.0) == found.rewards
 
 
+def test_control_tokens_are_no_part_of_a_group() -> None:
+    """What says a token of prompts cannot be learned, so it moves nobody's advantage either."""
+    odd = "<think>A <|audio_pad|> here.</think>one"
+    beside = make_candidate(QUESTION, 9, completion=odd, drawn_tokens=DRAWN)
+    found = learned([*candidates("one", "two"), beside], replace(RULE, keeps_examples=True))
+    assert [0.5, -0.5] == [e.advantage for e in found.examples if isinstance(e, PolicyExample)]
+    assert {DropReason.CONTROL_TOKEN: 1} == found.drops
+    assert (1.0, 0.0) == found.rewards
+
+
 def test_both_objectives_learn_a_candidate_once() -> None:
     """What plain fine-tuning chooses keeps its weight, also in a flat group."""
     both = replace(RULE, keeps_examples=True)

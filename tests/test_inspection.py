@@ -134,9 +134,6 @@ def test_probabilities_are_those_of_the_engine(seen: Inspection, model_folder: P
     request = Request(seen.question.id, prompt, seen.clip, (0,))
     sampling = greedy(SamplingRecipe(max_tokens=6), seen.version).sampling
     [completion] = engine.answer([request], sampling, lambda _: None)[0]
-    [traced] = engine.trace(request, sampling)
-    assert completion == traced.completion
-    assert completion.num_tokens == len(traced.token_ids) == len(traced.logprobs)
     reply = next(reply for reply in seen.replies if reply.how == "greedy")
     told = sum(math.log(piece.probability or 0) for piece in reply.pieces)
     assert pytest.approx(completion.logprob_sum, abs=1e-4) == told

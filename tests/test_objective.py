@@ -96,6 +96,33 @@ def test_objective_goes_from_filter_to_adapter(store: Path, objective: str) -> N
     assert len(steps["losses"]) == len(steps["metrics"]) == adapter.counts["num_steps"] > 0
 
 
+@pytest.mark.parametrize("objective", ["rest", "grpo", "rest+grpo"])
+def test_control_tokens_are_dropped_before_training(
+    store: Path, objective: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A candidate that opens a turn or stands for sound is counted by filter, not met by train."""
+    old = artifact(store, candidates_key(RUN_ID, 1), "generate")
+    candidates = list(old.records(Candidate))
+    said = iter(["<|im_start|>", "<|audio_pad|>", "<|im_end|>"] * len(candidates))
+    odd = [
+        one.model_copy(
+            update={"completion": one.completion.replace("</think>", f"{next(said)}</think>")}
+        )
+        if one.draw % 2
+        else one
+        for one in candidates
+    ]
+    rewrite(store, old, odd)
+    chosen = {"objective": objective, "filter.strategy": "all"}
+    assert ExitCode.DONE == command("filter", store, chosen)
+    num_dropped = examples_of(store).manifest.metrics["drops"]["control_token"]
+    assert 0 < num_dropped <= sum(one.draw % 2 for one in candidates)
+    assert f"control_token {num_dropped}" in capsys.readouterr().err
+    assert all(example.draw % 2 == 0 for example in read_examples(examples_of(store)))
+    chosen.pop("filter.strategy")
+    assert ExitCode.DONE == command("train", store, MODEL | TRAIN | chosen)
+
+
 def test_objectives_make_other_artifacts(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Once made for one objective, examples are not overwritten, and train refuses them."""
     assert ExitCode.DONE == command("filter", store, {})

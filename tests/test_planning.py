@@ -15,7 +15,7 @@ from mmar_jobs.cli import run_command
 from mmar_jobs.errors import DataError, ExitCode
 from mmar_jobs.layout import estimate_key
 from mmar_jobs.planning.assumptions import ASSUMPTIONS, with_changes
-from mmar_jobs.planning.estimate import Job, Plan, checkpoint_bytes, estimate
+from mmar_jobs.planning.estimate import Job, Plan, StagePlan, checkpoint_bytes, estimate
 from mmar_jobs.planning.prices import read_prices
 from mmar_jobs.planning.shape import REFERENCE, read_shape
 from mmar_jobs.planning.text import duration, size
@@ -39,6 +39,8 @@ JOBS = st.builds(
     audio_dependence=st.booleans(),
     muted_control=st.booleans(),
     top_k=st.none() | st.integers(1, 16),
+    objective=st.sampled_from(["rest", "grpo", "rest+grpo"]),
+    num_scorings=st.integers(0, 2),
     num_epochs=st.integers(1, 3),
     rank=st.integers(1, 128),
     optimizer=st.sampled_from(["adamw", "adamw8bit"]),
@@ -94,6 +96,8 @@ JOB = Job(
     audio_dependence=False,
     muted_control=True,
     top_k=3,
+    objective="rest",
+    num_scorings=0,
     num_epochs=1,
     rank=64,
     optimizer="adamw8bit",
@@ -121,6 +125,27 @@ def test_units_are_right() -> None:
     assert num_examples * (250 + 15 * 13 + 100) == train.num_tokens
     clips = next(made for made in plan.stages if made.stage == "clips")
     assert 5000 * 15 * 32_000 == clips.storage_bytes
+
+
+def test_a_policy_gradient_learns_all_candidates_and_scores_them_first() -> None:
+    """Right and wrong ones, twice, and once or twice as a forward pass alone."""
+    values = {"completion_tokens": 55, "train_tokens_per_s": 1000, "trainer_start_s": 0}
+    policy = {"objective": "grpo", "num_epochs": 2, "num_scorings": 1}
+    once = train_of(JOB.model_copy(update=policy), **values)
+    num_candidates = 3600 * 0.4 * 16
+    assert num_candidates == once.num_examples
+    assert num_candidates * (250 + 15 * 13 + 55) * 2 == once.num_tokens
+    assert once.num_tokens / 1000 * (1 + 1 / (2 * 3)) == pytest.approx(once.seconds)
+    twice = train_of(JOB.model_copy(update=policy | {"num_scorings": 2}), **values)
+    assert once.num_tokens / 1000 / 6 == pytest.approx(twice.seconds - once.seconds)
+    halved = policy | {"adaptive": True}
+    adaptive = train_of(JOB.model_copy(update=halved), adaptive_share=0.5, **values)
+    assert num_candidates / 2 == adaptive.num_examples
+
+
+def train_of(job: Job, **values: float) -> StagePlan:
+    """The training of the first iteration."""
+    return next(made for made in plan_of(job, **values).stages if made.stage == "train")
 
 
 def test_servers_divide_time_and_not_gpu_hours() -> None:
@@ -207,6 +232,17 @@ def test_wrong_price_list_is_named(tmp_path: Path, content: str, said: str, fail
     path.write_text(content.format(full="\n".join(lines)) if "{" in content else content)
     flags = ("--num-train", "99", "--prices", str(path))
     assert said in fails(ExitCode.SETTINGS, "plan", *flags)
+
+
+def test_plan_takes_the_objectives_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Passes and step sizes of the policy gradient, and a pass by the base that holds it back."""
+    flags = ["--num-train", "99", "--json", "--objective", "grpo", "--grpo.num-epochs", "3"]
+    flags += ["--grpo.kl-weight", "0.1", "--reward.audio-dependence", "0.5"]
+    assert ExitCode.DONE == run_command("plan", flags)
+    job = json.loads(capsys.readouterr().out)["job"]
+    found = [job[name] for name in ("num_epochs", "examples_per_step", "num_scorings")]
+    assert [3, 64, 2] == found
+    assert job["audio_dependence"]
 
 
 def test_plan_reads_what_run_reads(

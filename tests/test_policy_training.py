@@ -19,10 +19,10 @@ from mmar_jobs.qlora.audio_embeds import MelFeatures, embed_clips
 from mmar_jobs.qlora.encode import encode_policy_example
 from mmar_jobs.qlora.load import load_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
-from mmar_jobs.qlora.packing import PolicyRow, digest_rows, pack
+from mmar_jobs.qlora.packing import PolicyRow, TrainRow, digest_rows, pack
 from mmar_jobs.qlora.policy import PolicyGradient, score
 from mmar_jobs.qlora.recipes import LoraRecipe, PolicyRecipe, TrainRecipe
-from mmar_jobs.qlora.step import CROSS_ENTROPY, Objective, StepResult
+from mmar_jobs.qlora.step import CROSS_ENTROPY, Fit, Objective, StepResult
 from mmar_jobs.qlora.trainer import Surroundings, TrainResult, digest_factors, train
 from mmar_jobs.recipes import EngineSettings
 from mmar_jobs.records import Finish, PolicyExample, Zone
@@ -122,6 +122,27 @@ def test_interrupted_and_resumed_is_bit_equal(stop_after: int, tmp_path: Path) -
     resumed, result = run(objective=objective, checkpoints=checkpoints)
     assert adapter_bytes(expected, tmp_path / "a") == adapter_bytes(resumed, tmp_path / "b")
     assert replace(expected_result, seconds=0) == replace(result, seconds=0)
+
+
+class _AskedOnce(PolicyGradient):
+    """GRPO that counts how often the model is asked before its first step."""
+
+    num_asked = 0
+
+    def reference(self, fit: Fit, rows: Sequence[TrainRow]) -> dict[str, Tensor]:
+        """See Objective."""
+        type(self).num_asked += 1
+        return super().reference(fit, rows)
+
+
+def test_resumed_training_asks_neither_policy_again() -> None:
+    """What the model said before its first step is in the checkpoint: no second forward pass."""
+    objective = _AskedOnce(replace(PLAIN, kl_weight=0.1))
+    checkpoints = MemoryCheckpoints()
+    with pytest.raises(TryAgain):
+        run(objective=objective, checkpoints=checkpoints, stop_after=1)
+    run(objective=objective, checkpoints=checkpoints)
+    assert 1 == _AskedOnce.num_asked
 
 
 def test_training_ends_early_and_stays_ended(tmp_path: Path) -> None:
@@ -225,7 +246,7 @@ def example_of(engine: Any, sampling: Sampling, draw: int = 0) -> tuple[Any, Pol
         finish=completion.finish,
         reward=1,
         advantage=0.5,
-        drawn_tokens=completion.drawn_tokens,
+        drawn_tokens=pack_tokens(completion.token_ids, completion.logprobs),
     )
 
 
@@ -251,7 +272,7 @@ def test_trainer_and_engine_agree(max_tokens: int) -> None:
     assert 1 == len(list(pack(rows, 1024)))
     deaf = cases.fit_of(lora, {"clip": torch.zeros_like(embeds)}, token_budget=1024)
     with pytest.raises(GateError, match="does not hear; nothing was trained"):
-        GRPO.prepare(deaf, rows)
+        GRPO.prepare(rows, GRPO.reference(deaf, rows))
 
 
 def test_tokens_of_another_text_are_refused() -> None:

@@ -227,12 +227,14 @@ def test_a_state_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     lora = cases.adapted()
     optimizer = build_optimizer(lora.factors().values(), RECIPE)
     snapshot = Snapshot()
-    snapshot.take(lora, optimizer, Progress(), fingerprint="f" * 64)
+    reference = {"old": torch.tensor([-0.5, -2.0])}
+    snapshot.take(lora, optimizer, Progress(), reference=reference, fingerprint="f" * 64)
     path = tmp_path / "state"
     path.write_bytes(b"".join(snapshot.parts()))
     with safe_open(path, framework="pt") as file:
         for name, factor in lora.factors().items():
             assert torch.equal(factor, file.get_tensor(f"factor.{name}"))
+        assert torch.equal(reference["old"], file.get_tensor("reference.old"))
 
 
 def test_a_snapshot_does_not_move_with_the_training() -> None:
@@ -240,11 +242,11 @@ def test_a_snapshot_does_not_move_with_the_training() -> None:
     lora = cases.adapted()
     optimizer = build_optimizer(lora.factors().values(), RECIPE)
     snapshot = Snapshot()
-    snapshot.take(lora, optimizer, Progress(), fingerprint="f")
+    snapshot.take(lora, optimizer, Progress(), reference={}, fingerprint="f")
     before = b"".join(snapshot.parts())
     with torch.no_grad():
         for factor in lora.factors().values():
             factor.add_(1)
     assert before == b"".join(snapshot.parts())
-    snapshot.take(lora, optimizer, Progress(), fingerprint="f")
+    snapshot.take(lora, optimizer, Progress(), reference={}, fingerprint="f")
     assert before != b"".join(snapshot.parts())

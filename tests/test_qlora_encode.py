@@ -11,6 +11,7 @@ import torch
 from mmar_jobs.audio import Clip, num_audio_tokens
 from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.errors import GateError
+from mmar_jobs.grade import has_control_token
 from mmar_jobs.prompt import render
 from mmar_jobs.qlora import gates
 from mmar_jobs.qlora.audio_embeds import (
@@ -20,7 +21,13 @@ from mmar_jobs.qlora.audio_embeds import (
     embed_window,
     write_embeds,
 )
-from mmar_jobs.qlora.encode import check_row, encode_example, token_ids
+from mmar_jobs.qlora.encode import (
+    TURN_CLOSE,
+    TURN_OPEN,
+    check_row,
+    encode_example,
+    token_ids,
+)
 from mmar_jobs.qlora.gates import TokenIds
 from mmar_jobs.qlora.packing import TrainRow, pack_row
 from mmar_jobs.qlora.step import row_embeds
@@ -192,3 +199,11 @@ def test_wrong_number_of_embeddings_is_stopped(processor: Any) -> None:
     prompt = prompt_of(processor, make_clip(1.0))
     with pytest.raises(GateError, match="13 embeddings for 130 audio tokens"):
         embed_clips(cases.thinker(), [MelFeatures("clip", prompt.features_MF)], [130])
+
+
+def test_filter_knows_every_token_that_the_gates_refuse(processor: Any) -> None:
+    """What stops training by name, filter finds in a text; the tags of the thinking it lets by."""
+    refused = {TURN_OPEN, TURN_CLOSE, *processor.tokenizer.all_special_tokens}
+    assert processor.audio_token in refused
+    assert all(has_control_token(f"I hear {name} there") for name in refused)
+    assert not has_control_token("<think>5 <| 3, a|b, <b>|</think>Yes")

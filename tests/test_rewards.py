@@ -1,9 +1,13 @@
 """Tests of the rewards: what looks like an answer and is none earns nothing."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmar_jobs.errors import DataError
+from mmar_jobs.judge.candidates import rated_id
 from mmar_jobs.recipes import RewardRecipe
 from mmar_jobs.records import Finish, Question
 from mmar_jobs.rewards import REWARDS, Circumstances, total_reward
@@ -31,7 +35,7 @@ def earned(
 def test_an_honest_answer_earns_all() -> None:
     """Thinking between its tags, then the right choice: every reward, no penalty."""
     expected = {"correct": 1, "format": 1, "length": 0, "loop": 0, "audio_dependence": 1}
-    assert expected == earned(think("a dog"))
+    assert expected | {"rubric": 0} == earned(think("a dog"))
 
 
 def test_every_reward_has_a_weight_and_a_name() -> None:
@@ -65,11 +69,17 @@ HACKS = {
 }
 
 
+def judged(completion: str, score: float = 1.0) -> Circumstances:
+    """A judge who gives this completion that score."""
+    key = rated_id(make_candidate(QUESTION, completion=completion))
+    return replace(KNOWN, rubric_scores={key: score})
+
+
 @pytest.mark.parametrize("hack", HACKS)
 def test_a_hack_is_no_right_answer(hack: str) -> None:
-    """None of these counts as right, neither for itself nor as dependent on the sound."""
-    found = earned(HACKS[hack])
-    assert (0, 0) == (found["correct"], found["audio_dependence"])
+    """None counts as right, as dependent on the sound, or before a judge whom it has deceived."""
+    found = earned(HACKS[hack], judged(HACKS[hack]))
+    assert (0, 0, 0) == (found["correct"], found["audio_dependence"], found["rubric"])
 
 
 @pytest.mark.parametrize(
@@ -142,6 +152,15 @@ def test_what_is_known_without_sound_earns_no_hearing() -> None:
     deaf = Circumstances(solved_muted=True, max_tokens=100, think_open_in_prompt=False)
     found = earned(think("a dog"), deaf)
     assert (1, 0) == (found["correct"], found["audio_dependence"])
+
+
+def test_a_judge_rewards_the_reasoning_of_right_answers() -> None:
+    """By its score; a question without a rubric earns nothing, one rated in other words fails."""
+    right = think("a dog")
+    assert 0.6 == earned(right, judged(right, 0.6))["rubric"]
+    assert 0 == earned(right)["rubric"]
+    with pytest.raises(DataError, match=r"question q1 draw 0: the rubric scores are of other"):
+        earned(right, judged(think("a dog", "other words")))
 
 
 def test_total_is_the_weighted_sum() -> None:

@@ -42,21 +42,31 @@ def flags(store: Path, values: dict[str, object]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which a run waits for its training; to be copied."""
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with candidates; to be copied."""
     folder = tmp_path_factory.mktemp("train-command")
     world = build_world(folder / "world", seed=7, num_train=48, num_heldout=8, num_benchmark=8)
     sources = {"questions": world.train, "heldout": world.heldout, "benchmark": world.benchmark}
     model = {name: TRAIN[name] for name in ("prompt.version", "model", "engine.threads")}
     drawn = {"sampling.num-candidates": 8, "sampling.max-tokens": 96}
     store = folder / "store"
-    for name, values in (
-        ("ingest", sources),
-        ("generate", model | drawn),
-        ("filter", {"prompt.version": "v7", "filter.weights.mastered": 1}),
-    ):
+    for name, values in (("ingest", sources), ("generate", model | drawn)):
         assert ExitCode.DONE == run_command(name, flags(store, values))
     return store
+
+
+def filter_for(store: Path, **values: object) -> Path:
+    """The same store, in which a run now waits for its training."""
+    given = {"prompt.version": "v7", "filter.weights.mastered": 1} | values
+    assert ExitCode.DONE == run_command("filter", flags(store, given))
+    return store
+
+
+@pytest.fixture(scope="module")
+def filtered(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which a run waits for its training; to be copied."""
+    folder = tmp_path_factory.mktemp("filtered")
+    return filter_for(Path(shutil.copytree(generated, folder / "store")))
 
 
 @pytest.fixture
@@ -157,6 +167,18 @@ def test_two_processes_of_ours(store: Path, expected: Path) -> None:
     assert code == ExitCode.DONE, said
     assert said.count("job_finished") == 1
     check_near(store, expected)
+
+
+def test_two_processes_of_a_policy_gradient(generated: Path, tmp_path: Path) -> None:
+    """They share the scoring of candidates too, and end with the adapter of one process."""
+    alone = filter_for(Path(shutil.copytree(generated, tmp_path / "alone")), objective="grpo")
+    together = Path(shutil.copytree(alone, tmp_path / "together"))
+    policy = {"objective": "grpo", "grpo_learning-rates": 1e-4}
+    for store, num in ((alone, 1), (together, 2)):
+        code, said = finish(start(store, hardware_processes=num, **policy))
+        assert code == ExitCode.DONE, said
+        assert said.count("job_finished") == 1
+    check_near(together, adapter(alone))
 
 
 def test_torchrun(store: Path, expected: Path) -> None:

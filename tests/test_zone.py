@@ -191,9 +191,11 @@ def test_each_reason_to_drop_is_counted() -> None:
         candidate_of(12, "<think>x</think>Perhaps"),
         candidate_of(13, "<think>x</think>Yes", finish=Finish.LENGTH),
         candidate_of(14, "", finish=Finish.ERROR),
+        candidate_of(15, "<think>x<|im_start|></think>Yes"),
     ]
     assert {
         DropReason.WRONG: 1,
+        DropReason.CONTROL_TOKEN: 1,
         DropReason.NO_THINKING: 1,
         DropReason.UNPARSED: 1,
         DropReason.TRUNCATED: 1,
@@ -203,6 +205,16 @@ def test_each_reason_to_drop_is_counted() -> None:
     kept = reasons(candidates, SelectionRule(strategy=Strategy.ALL))
     assert DropReason.NOT_CHOSEN not in kept
     assert 1 == kept[DropReason.MERGED]
+
+
+def test_opening_tag_stands_once_in_prompt_and_completion() -> None:
+    """A second one after the prompt's own is as malformed as none: training refuses both."""
+    open_twice = [candidate_of(draw, f"<think>x{draw}</think>Yes") for draw in range(4)]
+    open_once = [candidate_of(10 + draw, f"x{draw}</think>Yes") for draw in range(3)]
+    mixed = [*open_twice, *open_once, *wrong(1)]
+    inside = SelectionRule(think_open_in_prompt=True)
+    assert 4 == reasons(mixed, inside)[DropReason.NO_THINKING]
+    assert 3 == reasons(mixed, SelectionRule())[DropReason.NO_THINKING]
 
 
 def test_equal_completions_are_one_example_of_their_weight() -> None:

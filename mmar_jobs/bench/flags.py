@@ -7,11 +7,15 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from mmar_jobs.arguments import whole_number
 from mmar_jobs.bench.archive import Archive
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.settings import store_address
+
+positive: Final = whole_number(1)
+count: Final = whole_number(0)
 
 
 def add_flag(parser: argparse.ArgumentParser) -> Callable[..., None]:
@@ -52,22 +56,6 @@ def open_archive(chosen: argparse.Namespace) -> Archive:
     return Archive.at(uri, endpoint_url=chosen.endpoint_url or endpoint_url)
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    return _whole(text, 1)
-
-
-def count(text: str) -> int:
-    """A whole number of at least 0."""
-    return _whole(text, 0)
-
-
-def _whole(text: str, smallest: int) -> int:
-    if not text.strip().isdecimal() or int(text) < smallest:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {smallest}")
-    return int(text)
-
-
 def positive_real(text: str) -> float:
     """A finite number above 0."""
     try:
@@ -81,4 +69,4 @@ def positive_real(text: str) -> float:
 
 def row_sizes(text: str) -> tuple[int, ...]:
     """Whole numbers of at least 1, with commas between them."""
-    return tuple(positive(part) for part in text.split(","))
+    return tuple(positive(part.strip()) for part in text.split(","))

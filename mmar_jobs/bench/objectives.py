@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from mmar_jobs.artifact import require_artifact
-from mmar_jobs.bench.child import flags_of, run_measured
+from mmar_jobs.bench.child import flags_of
 from mmar_jobs.bench.result import Environment, Measurement, Scalar
+from mmar_jobs.cli import run_command
+from mmar_jobs.errors import DataError, ExitCode, TryAgain
 from mmar_jobs.layout import (
     HELDOUT,
     adapter_key,
@@ -183,13 +185,17 @@ def _sources(world: TinyWorld) -> dict[str, object]:
 
 
 def _run(stage: str, store: Path, settings: dict[str, object]) -> None:
-    """Run one stage of the demo in a process of its own."""
+    """Run one stage of the demo; TryAgain where it was stopped, DataError where it fails."""
     known: dict[str, object] = {
         "config": tiny_model_folder().parent / "demo.toml",
         "store": store,
         "run-id": _RUN_ID,
     }
-    run_measured([stage, *flags_of(known | settings)])
+    code = run_command(stage, flags_of(known | settings))
+    if code == ExitCode.TRY_AGAIN:
+        raise TryAgain(f"{stage} was stopped: run the same command again, finished work is kept")
+    if code != ExitCode.DONE:
+        raise DataError(f"{stage} of {store} ended with exit code {code} and says why above")
 
 
 def _read(folder: Path, objective: str, seed: int) -> Learned:

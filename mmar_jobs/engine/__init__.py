@@ -64,18 +64,27 @@ CANARY_SAMPLING: Final = Sampling(
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What one draw gave; `logprob_sum` in nats, by the softmax before any warping.
+    """What one draw gave: its tokens, the one that ended it included, which the text leaves out.
 
-    `drawn_tokens` holds each token, the one that ended it included (drawn_tokens.py).
+    `logprobs` in nats, one a token, by the softmax before any warping.
     """
 
     text: str
     finish: Finish
-    num_tokens: int
-    logprob_sum: float
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
     audio_tokens: int
     error: str = ""
-    drawn_tokens: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """All that were drawn."""
+        return len(self.token_ids)
+
+    @property
+    def logprob_sum(self) -> float:
+        """Of the whole completion, nats."""
+        return sum(self.logprobs, 0.0)
 
 
 class Engine(Protocol):

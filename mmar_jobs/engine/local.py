@@ -18,7 +18,6 @@ from mmar_jobs.artifact import file_sha256
 from mmar_jobs.audio import canary_clip
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.chat import render_prompt
-from mmar_jobs.drawn_tokens import pack_tokens
 from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.engine import (
     CANARY_PROMPT,
@@ -52,18 +51,6 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: Finish = Finish.LENGTH
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """A completion with its tokens; the last one ends the turn where it stopped by itself.
-
-    `logprobs` are in nats, one a token, by the softmax before any warping.
-    """
-
-    completion: Completion
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
 
 
 class LocalEngine:
@@ -110,18 +97,6 @@ class LocalEngine:
             on_answer(len(rows))
         return answers
 
-    def trace(self, request: Request, sampling: Sampling) -> list[Traced]:
-        """Like answer, for the draws of one request and with every token."""
-        encoded = self._encode(request)
-        return [
-            Traced(
-                self._completion(row, encoded.num_audio_tokens),
-                tuple(row.token_ids),
-                tuple(row.logprobs),
-            )
-            for row in self._draw([request], [encoded], sampling)
-        ]
-
     def _encode(self, request: Request) -> EncodedPrompt:
         return encode_prompt(
             self._processor, request.prompt, request.clip, question_id=request.question_id
@@ -132,10 +107,9 @@ class LocalEngine:
         return Completion(
             text=self._tokenizer.decode(text_ids, skip_special_tokens=False),
             finish=row.finish,
-            num_tokens=len(row.token_ids),
-            logprob_sum=sum(row.logprobs),
+            token_ids=tuple(row.token_ids),
+            logprobs=tuple(row.logprobs),
             audio_tokens=audio_tokens,
-            drawn_tokens=pack_tokens(row.token_ids, row.logprobs),
         )
 
     @torch.inference_mode()

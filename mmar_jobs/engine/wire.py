@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from mmar_jobs.drawn_tokens import pack_tokens
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.engine.sampling import draw_seed
 from mmar_jobs.errors import GateError, SettingsError
@@ -177,16 +176,15 @@ def _completion(
             f"question {request.question_id}: a draw ended with {choice.finish_reason!r}, which is "
             "none of stop, length and repetition: start the server without options that end answers"
         )
-    ids, logprobs = choice.token_ids, choice.token_logprobs
+    ids = choice.token_ids
     ended = finish is Finish.STOP and ids[-1] in vocabulary.stop_ids
     return Completion(
         # Of a list transformers looks at every token to see what it is.
         text=vocabulary.decode(np.asarray(ids[:-1] if ended else ids), skip_special_tokens=False),
         finish=finish,
-        num_tokens=len(ids),
-        logprob_sum=sum(logprobs),
+        token_ids=tuple(ids),
+        logprobs=choice.token_logprobs,
         audio_tokens=audio_tokens,
-        drawn_tokens=pack_tokens(ids, logprobs),
     )
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from mmar_jobs.audio import Clip, num_audio_tokens
 from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
-from mmar_jobs.engine import Request, Sampling
-from mmar_jobs.engine.local import LocalEngine, Traced, open_local_engine
+from mmar_jobs.engine import Completion, Request, Sampling
+from mmar_jobs.engine.local import LocalEngine, open_local_engine
 from mmar_jobs.errors import GateError
 from mmar_jobs.grade import grade_answer, parse
 from mmar_jobs.inspection.tokens import Piece, labelled, pieces_of
@@ -143,7 +143,7 @@ def look(subject: Subject, way: Way) -> Inspection:
         engine = open_local_engine(subject.base, adapter, way.engine)
         asker = _Asker(engine, processor, model, question)
         greedy = asker.ask(prompt, clip, _greedy(way.sampling), ("greedy",))
-        texts.append((f"greedy answer of {model}", greedy[0][1].completion.text))
+        texts.append((f"greedy answer of {model}", greedy[0][1].text))
         drawn = tuple(f"draw {n}" for n in range(1, way.num_draws + 1))
         found = greedy + (asker.ask(prompt, clip, way.sampling, drawn) if drawn else [])
         found += asker.ask(prompt, clip.muted(), _greedy(way.sampling), ("greedy, muted",))
@@ -235,20 +235,20 @@ class _Asker:
 
     def ask(
         self, prompt: Prompt, clip: Clip, sampling: Sampling, names: tuple[str, ...]
-    ) -> list[tuple[Reply, Traced]]:
+    ) -> list[tuple[Reply, Completion]]:
         """One reply a name, which are draws of one request."""
         request = Request(self.question.id, prompt, clip, tuple(range(len(names))))
-        traces = self.engine.trace(request, sampling)
+        [completions] = self.engine.answer([request], sampling, lambda _: None)
         return [
-            (self._reply(name, traced), traced) for name, traced in zip(names, traces, strict=True)
+            (self._reply(name, completion), completion)
+            for name, completion in zip(names, completions, strict=True)
         ]
 
-    def _reply(self, how: str, traced: Traced) -> Reply:
-        completion = traced.completion
+    def _reply(self, how: str, completion: Completion) -> Reply:
         answer = parse(completion.text, completion.finish, self.question.choices).answer
         is_known = self.question.answer is not None
         grade = grade_answer(answer, completion.finish, self.question) if is_known else ""
-        pieces = pieces_of(self.processor, traced.token_ids, traced.logprobs)
+        pieces = pieces_of(self.processor, completion.token_ids, completion.logprobs)
         return Reply(
             model=self.model,
             how=how,

@@ -240,7 +240,7 @@ def _ask(chosen: argparse.Namespace, judge: "Judge", work: _Work, journal: "Jour
 def _prepare(
     chosen: argparse.Namespace, questions: list[Question], rows: Mapping[str, dict[str, Any]]
 ) -> _Work:
-    rubrics = _read_rubrics(chosen.rubric_file or chosen.meta)
+    rubrics = read_rubrics(chosen.rubric_file or chosen.meta)
     right_ids = frozenset(
         question.id for question in questions if _is_right(question, rows.get(question.id, {}))
     )
@@ -281,7 +281,8 @@ def _is_right(question: Question, row: dict[str, Any]) -> bool:
     return official_correct(answer, question.answer, question.choices)
 
 
-def _read_rubrics(uri: str) -> dict[str, Rubric]:
+def read_rubrics(uri: str) -> dict[str, Rubric]:
+    """The rubrics of a JSONL file by the id of their question."""
     rubrics: dict[str, Rubric] = {}
     for line in open_lines(uri):
         try:

@@ -6,7 +6,7 @@ Not here: the arithmetic (estimate.py), what it rests on (assumptions.py), the w
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mmar_jobs.errors import DataError, ExitCode, SettingsError
 
@@ -59,7 +59,7 @@ def _job(command: "PlanCommand") -> "Job":
             f"{train} training and {heldout} held-out questions: a run needs both; give more, or "
             "another --data.heldout-fraction"
         )
-    sampling, filtering, optim = command.sampling, command.filter, command.optim
+    sampling, filtering = command.sampling, command.filter
     return Job(
         num_train=train,
         num_heldout=heldout,
@@ -70,16 +70,31 @@ def _job(command: "PlanCommand") -> "Job":
         max_tokens=sampling.max_tokens,
         questions_per_shard=sampling.questions_per_shard,
         adaptive=sampling.adaptive,
-        audio_dependence=filtering.audio_dependence,
+        audio_dependence=filtering.audio_dependence or command.rewards_hearing,
         muted_control=command.gate.muted_control,
         top_k=filtering.top_k if filtering.strategy == "top_k" else None,
-        num_epochs=optim.num_epochs,
+        **_fitting(command),
         rank=command.lora.rank,
-        optimizer=optim.optimizer,
-        examples_per_step=optim.examples_per_step,
+        optimizer=command.optim.optimizer,
         checkpoint_every_steps=command.checkpoint_every_steps,
         votes=command.infer.votes,
     )
+
+
+def _fitting(command: "PlanCommand") -> dict[str, Any]:
+    """What the objective says of passes and steps."""
+    grpo, optim, objective = command.grpo, command.optim, command.objective
+    if objective == "rest":
+        num_epochs, examples_per_step, num_scorings = optim.num_epochs, optim.examples_per_step, 0
+    else:
+        num_epochs, examples_per_step = grpo.num_epochs, grpo.candidates_per_step
+        num_scorings = 2 if grpo.kl_weight else 1  # by the parent, and by the base
+    return {
+        "objective": objective,
+        "num_scorings": num_scorings,
+        "num_epochs": num_epochs,
+        "examples_per_step": examples_per_step,
+    }
 
 
 def _count(split: str, given: int | None, uri: str, command: "PlanCommand") -> int | None:

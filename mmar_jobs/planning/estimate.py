@@ -11,6 +11,7 @@ from typing import Final
 from mmar_jobs.planning.assumptions import Assumption
 from mmar_jobs.planning.prices import Prices
 from mmar_jobs.planning.shape import REFERENCE, Shape
+from mmar_jobs.recipes import Objective
 from mmar_jobs.records import Record
 
 CLIPS: Final = "clips"  # stands among the stages for the sound, which no stage makes
@@ -25,7 +26,10 @@ _QUESTION_BYTES: Final = 200
 
 
 class Job(Record):
-    """What a run will do, as its settings and files say it; `top_k` None keeps all right ones."""
+    """What a run will do, as its settings and files say it; `top_k` None keeps all right ones.
+
+    `num_scorings`: forward passes over all candidates before a policy gradient's first step.
+    """
 
     num_train: int
     num_heldout: int
@@ -39,6 +43,8 @@ class Job(Record):
     audio_dependence: bool
     muted_control: bool
     top_k: int | None
+    objective: Objective
+    num_scorings: int
     num_epochs: int
     rank: int
     optimizer: str
@@ -172,9 +178,16 @@ class _Estimator:
         return self.job.num_train + self.job.num_heldout + self.job.num_benchmark
 
     @property
+    def _num_draws(self) -> float:
+        """Candidates of a question."""
+        return self.job.num_candidates * (self._of("adaptive_share") if self.job.adaptive else 1)
+
+    @property
     def _num_examples(self) -> int:
         right = self.job.num_candidates * self._of("correct_share")
         kept = right if self.job.top_k is None else min(right, self.job.top_k)
+        if self.job.objective != "rest":  # a policy learns from the wrong ones as well
+            kept = self._num_draws
         return math.ceil(self._num_asked * self._of("learning_share") * kept)
 
     def _clips(self) -> StagePlan:
@@ -201,25 +214,26 @@ class _Estimator:
         )
 
     def _generate(self, iteration: int) -> StagePlan:
-        job = self.job
-        share = self._of("adaptive_share") if job.adaptive else 1.0
-        drawn = self._answers(
-            "generate", iteration, self._num_asked, draws=job.num_candidates * share
-        )
-        if not job.audio_dependence:
+        drawn = self._answers("generate", iteration, self._num_asked, draws=self._num_draws)
+        packed_bytes = math.ceil(drawn.num_tokens * self._of("drawn_token_bytes"))
+        drawn = drawn.model_copy(update={"storage_bytes": drawn.storage_bytes + packed_bytes})
+        if not self.job.audio_dependence:
             return drawn
         muted = self._answers("generate", iteration, self._num_asked, draws=1, is_running=True)
         return _joined(drawn, muted)
 
     def _filter(self, iteration: int) -> StagePlan:
         num_shards = math.ceil(self._num_asked / self.job.questions_per_shard)
+        row_bytes = self._answer_bytes + _EXAMPLE_BYTES
+        if self.job.objective != "rest":
+            row_bytes += self._completion_tokens * self._of("drawn_token_bytes")
         return StagePlan(
             stage="filter",
             iteration=iteration,
             seconds=0,
             num_gpus=0,
             num_examples=self._num_examples,
-            storage_bytes=math.ceil(self._num_examples * (self._answer_bytes + _EXAMPLE_BYTES)),
+            storage_bytes=math.ceil(self._num_examples * row_bytes),
             num_writes=3,
             num_reads=3 + num_shards,
         )
@@ -228,7 +242,9 @@ class _Estimator:
         job = self.job
         heard = self._of("clip_s") * AUDIO_TOKENS_PER_S
         row_tokens = self._of("prompt_text_tokens") + heard + self._completion_tokens
-        num_tokens = math.ceil(self._num_examples * row_tokens) * job.num_epochs
+        num_once = math.ceil(self._num_examples * row_tokens)
+        num_tokens = num_once * job.num_epochs
+        work_tokens = num_tokens + num_once * job.num_scorings / self._of("scoring_speed")
         num_gpus = math.ceil(self._of("train_gpus"))
         speed = self._of("train_tokens_per_s") * num_gpus
         adapter = _ADAPTER_BYTES * self.shape.exported_parameters(job.rank)
@@ -240,7 +256,7 @@ class _Estimator:
         return StagePlan(
             stage="train",
             iteration=iteration,
-            seconds=self._of("trainer_start_s") + num_tokens * self._slowness / speed,
+            seconds=self._of("trainer_start_s") + work_tokens * self._slowness / speed,
             num_gpus=num_gpus,
             num_examples=self._num_examples,
             num_tokens=num_tokens,

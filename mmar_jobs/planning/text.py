@@ -18,7 +18,8 @@ def plan_text(plan: Plan) -> str:
     shape = plan.shape
     told = (
         f"{job.num_train:,} training, {job.num_heldout:,} held-out, {job.num_benchmark:,} "
-        f"benchmark questions; K = {job.num_candidates}, {_many(job.iterations, 'iteration')}; "
+        f"benchmark questions; K = {job.num_candidates}, {_many(job.iterations, 'iteration')}, "
+        f"objective {job.objective}; "
         f"a model of {_large(shape.parameters)} parameters ({_large(shape.active_parameters)} "
         f"a token), rank {job.rank}: {_large(shape.trained_parameters(job.rank))} trained"
     )

@@ -1,4 +1,4 @@
-"""Resumable training state: factors, optimizer, history; copied quickly, made durable in a thread.
+"""Resumable training state: factors, optimizer, reference, history; made durable in a thread.
 
 Not here: where it is kept (the caller gives a `Checkpoints`). There is no random state to keep:
 order and dropout are functions of the seed and the step. The state is a safetensors file, which is
@@ -23,6 +23,7 @@ from mmar_jobs.qlora.optimizer import optimizer_state, restore_optimizer
 
 _FACTOR: Final = "factor."
 _MOMENTS: Final = "optimizer."
+_REFERENCE: Final = "reference."
 _METADATA: Final = "mmar_checkpoint"
 _DTYPES: Final = {
     torch.float32: "F32",
@@ -78,9 +79,13 @@ class Snapshot:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
         *,
+        reference: Mapping[str, Tensor],
         fingerprint: str,
     ) -> None:
-        """Copy the state; an earlier copy must not be read any more."""
+        """Copy the state; an earlier copy must not be read any more.
+
+        `reference` is on the host and constant (see Objective): it is not copied.
+        """
         factors = lora.factors()
         moments, numbers = optimizer_state(optimizer, factors)
         tensors = {f"{_FACTOR}{name}": factor.detach() for name, factor in factors.items()}
@@ -91,6 +96,7 @@ class Snapshot:
                     tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
                 )
             self._buffers[name].copy_(tensor, non_blocking=True)
+        self._buffers |= {f"{_REFERENCE}{name}": value for name, value in reference.items()}
         if any(tensor.is_cuda for tensor in tensors.values()):
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
@@ -139,11 +145,12 @@ class CheckpointWriter:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
         *,
+        reference: Mapping[str, Tensor],
         fingerprint: str,
     ) -> None:
         """Copy the state and begin to save it; waits for the checkpoint before it."""
         self.wait()
-        self._snapshot.take(lora, optimizer, progress, fingerprint=fingerprint)
+        self._snapshot.take(lora, optimizer, progress, reference=reference, fingerprint=fingerprint)
         self.step = progress.num_steps
         self._thread = threading.Thread(target=self._save, args=(self.step,), name="checkpoint")
         self._thread.start()
@@ -197,8 +204,8 @@ class _Part(Mapping[str, Tensor]):
 @torch.no_grad()
 def restore_state(
     path: Path, lora: LoraModel, optimizer: torch.optim.Optimizer, *, fingerprint: str
-) -> Progress:
-    """Put a checkpoint back, bit for bit, one tensor in memory at a time.
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Put a checkpoint back, bit for bit, one tensor at a time; returns history and reference.
 
     SettingsError when it is of another recipe, DataError when it is damaged.
     """
@@ -211,7 +218,7 @@ def restore_state(
             for name, factor in factors.items():
                 factor.copy_(saved[name])
             restore_optimizer(optimizer, factors, _Part(file, _MOMENTS), facts["numbers"])
-            return Progress(**facts["progress"])
+            return Progress(**facts["progress"]), dict(_Part(file, _REFERENCE))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"the training checkpoint of {path.stat().st_size} bytes is damaged: delete it to "

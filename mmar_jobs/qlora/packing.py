@@ -39,7 +39,6 @@ class TrainRow:
         """Completion tokens, each of which is predicted once."""
         return self.num_tokens - self.num_prompt_tokens
 
-    @property
     def facts(self) -> tuple[object, ...]:
         """What training reads of it beside the tokens."""
         return (self.question_id, self.num_prompt_tokens, self.weight, self.audio_sha256)
@@ -60,12 +59,11 @@ class PolicyRow(TrainRow):
     base_C: Tensor | None = None
     scale: float = 0.0
 
-    @property
     def facts(self) -> tuple[object, ...]:
         """See TrainRow; what the trainer adds follows from these."""
         engine = hashlib.sha256(self.engine_C.numpy().tobytes()).hexdigest()
-        head = (self.question_id, self.num_prompt_tokens, self.weight, self.audio_sha256)
-        return (*head, self.advantage, engine)
+        # super() knows the class as it was before slots=True made it anew.
+        return (*TrainRow.facts(self), self.advantage, engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ def digest_rows(rows: Sequence[TrainRow]) -> str:
     """SHA-256 over everything in the rows that training reads."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.facts, row.input_ids_S.tolist())).encode())
+        digest.update(repr((row.facts(), row.input_ids_S.tolist())).encode())
     return digest.hexdigest()
 
 

@@ -70,13 +70,17 @@ class Objective(Protocol):
         """All that changes its result; a checkpoint of another one is refused."""
         ...
 
-    def prepare(
-        self, fit: "Fit", rows: Sequence[TrainRow]
-    ) -> tuple[list[TrainRow], dict[str, float]]:
-        """The rows with what must be known of them before the first step, and facts about them.
+    def reference(self, fit: "Fit", rows: Sequence[TrainRow]) -> dict[str, Tensor]:
+        """What the model says of the rows before the first step, by name, on the host.
 
-        Called with the factors that training begins with, in all processes, at every attempt.
+        Called in all processes, with the factors that training begins with. Checkpoints keep it.
         """
+        ...
+
+    def prepare(
+        self, rows: Sequence[TrainRow], reference: Mapping[str, Tensor]
+    ) -> tuple[list[TrainRow], dict[str, float]]:
+        """The rows with what the reference says of them, and facts about them."""
         ...
 
     def of_step(self, fit: "Fit", rows: Sequence[TrainRow]) -> StepLoss:
@@ -204,11 +208,16 @@ class CrossEntropy:
     uses_dropout = True
     name = ""
 
-    def prepare(
-        self, fit: Fit, rows: Sequence[TrainRow]
-    ) -> tuple[list[TrainRow], dict[str, float]]:
+    def reference(self, fit: Fit, rows: Sequence[TrainRow]) -> dict[str, Tensor]:
         """Nothing need be known."""
-        del fit
+        del fit, rows
+        return {}
+
+    def prepare(
+        self, rows: Sequence[TrainRow], reference: Mapping[str, Tensor]
+    ) -> tuple[list[TrainRow], dict[str, float]]:
+        """The rows as they are."""
+        del reference
         return list(rows), {}
 
     def of_step(self, fit: Fit, rows: Sequence[TrainRow]) -> StepLoss:

@@ -149,8 +149,11 @@ class _Run:
         data = f"{digest_rows(rows)} {factors} {around.base}{fit.objective.name}"
         self.fingerprint = fingerprint(fit.lora.recipe, fit.recipe, data)
         around.workers.check_equal(self.fingerprint, "examples, settings or first factors")
-        self.rows, self.facts = fit.objective.prepare(fit, rows)
-        self.progress = Progress()
+        self.progress, self.reference = self._restore() or (
+            Progress(),
+            fit.objective.reference(fit, rows),
+        )
+        self.rows, self.facts = fit.objective.prepare(rows, self.reference)
         self.writer: CheckpointWriter | None = None
         if around.checkpoints is not None and around.workers.is_first:
             self.writer = CheckpointWriter(around.checkpoints)
@@ -164,7 +167,6 @@ class _Run:
             num_epochs=recipe.num_epochs,
             seed=recipe.seed,
         )
-        self._restore()
         try:
             for step in range(self.progress.num_steps, len(steps)):
                 if self.stop_reason():
@@ -187,21 +189,20 @@ class _Run:
         metrics = self.progress.metrics
         return self.fit.objective.stop_reason(metrics[-1]) if metrics else None
 
-    def _restore(self) -> None:
-        """Go on from the checkpoint that the first process finds the newest."""
+    def _restore(self) -> tuple[Progress, dict[str, Tensor]] | None:
+        """The state of the checkpoint that the first process finds the newest, if there is one."""
         checkpoints, workers = self.around.checkpoints, self.around.workers
         if checkpoints is None:
-            return
+            return None
         latest = workers.share(checkpoints.latest() if workers.is_first else None)
         if latest is None:
-            return
+            return None
         fit = self.fit
         with checkpoints.load(latest) as path:
-            self.progress = restore_state(
-                path, fit.lora, fit.optimizer, fingerprint=self.fingerprint
-            )
+            restored = restore_state(path, fit.lora, fit.optimizer, fingerprint=self.fingerprint)
         # Nobody goes on to a step whose checkpoint would replace the one that another still reads.
         workers.gather(None)
+        return restored
 
     def _take(self, step: int, steps: Sequence[Sequence[int]]) -> StepResult:
         started = time.monotonic()
@@ -242,8 +243,13 @@ class _Run:
 
     def _save(self) -> None:
         if self.writer:
-            fit = self.fit
-            self.writer.start(fit.lora, fit.optimizer, self.progress, fingerprint=self.fingerprint)
+            self.writer.start(
+                self.fit.lora,
+                self.fit.optimizer,
+                self.progress,
+                reference=self.reference,
+                fingerprint=self.fingerprint,
+            )
 
 
 class _Before:

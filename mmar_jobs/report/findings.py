@@ -30,6 +30,7 @@ DROP_TEXT: Final[Mapping[DropReason, str]] = {
     DropReason.SOLVED_MUTED: "its question is answered as well without the sound",
     DropReason.UNDECIDED: "right, but too few valid attempts at its question",
     DropReason.ZONE_WEIGHT_ZERO: "right, but its question is mastered, or its zone left out",
+    DropReason.CONTROL_TOKEN: "says a token that belongs into prompts only, such as a turn's start",
     DropReason.NO_THINKING: "right, but without any thinking",
     DropReason.MERGED: "right, and merged with an equal one, whose weight grew",
     DropReason.NOT_CHOSEN: "right, but beyond the number kept per question",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mmar_jobs.audio import ClipReader, check_audio_tokens
+from mmar_jobs.drawn_tokens import pack_tokens
 from mmar_jobs.engine import Completion, Engine, Request, Sampling
 from mmar_jobs.errors import GateError
 from mmar_jobs.grade import grade, parse
@@ -105,7 +106,9 @@ class Questioner:
             model_hash=self.engine.identity.hash,
             seed=self.asking.sampling.seed,
             error=completion.error,
-            drawn_tokens=completion.drawn_tokens if self.asking.keeps_tokens else "",
+            drawn_tokens=pack_tokens(completion.token_ids, completion.logprobs)
+            if self.asking.keeps_tokens
+            else "",
         )
 
 

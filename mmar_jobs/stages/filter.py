@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from mmar_jobs.artifact import Artifact, begin, pack_records, require_artifact
 from mmar_jobs.audio import check_audio_tokens
-from mmar_jobs.errors import GateError, NothingToLearn
+from mmar_jobs.errors import DataError, GateError, NothingToLearn, SettingsError
 from mmar_jobs.examples import OBJECTIVE
 from mmar_jobs.grade import grade, parse
 from mmar_jobs.group import GroupRule, is_flat, with_advantages
+from mmar_jobs.judge.candidates import read_scores
 from mmar_jobs.layout import (
     BENCHMARK,
     TRAIN,
@@ -25,7 +26,7 @@ from mmar_jobs.layout import (
     muted_key,
     questions_key,
 )
-from mmar_jobs.manifest import Manifest
+from mmar_jobs.manifest import Manifest, sha256
 from mmar_jobs.prompt import render, template_hash
 from mmar_jobs.questions import read_split
 from mmar_jobs.recipes import FilterRecipe, recipe
@@ -34,6 +35,7 @@ from mmar_jobs.settings import FilterCommand
 from mmar_jobs.split import source_keys
 from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import OPENS_THINKING
+from mmar_jobs.store import read_uri
 from mmar_jobs.zone import DropReason, Selection, SelectionRule, Strategy, examples_of
 
 STAGE: Final = "filter"
@@ -54,11 +56,12 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
     if command.filter.audio_dependence or command.rewards_hearing:
         muted = require_artifact(store, muted_key(run_id, command.iteration), stage="generate")
         inputs["muted"] = muted.digest
+    judged = _read_judged(command)
     draft = begin(
         store,
         examples_key(run_id, command.iteration),
         stage=STAGE,
-        recipe=_recipe(command),
+        recipe=_recipe(command, judged),
         inputs=inputs,
     )
     if isinstance(draft, Artifact):
@@ -76,7 +79,12 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
             command.prompt.version,
             guard,
             solved_muted=solved_muted if command.filter.audio_dependence else frozenset(),
-            grouping=_group_rule(command, candidates.manifest, solved_muted),
+            grouping=_group_rule(
+                command,
+                candidates.manifest,
+                solved_muted=solved_muted,
+                rubric_scores=_rubric_scores(command, judged, asked),
+            ),
         )
         data, num_examples = pack_records(sieve.examples(candidates.records(Candidate)))
     tally = sieve.tally
@@ -94,16 +102,49 @@ def run(command: FilterCommand, edges: Edges) -> Artifact:
     )
 
 
-def _recipe(command: FilterCommand) -> dict[str, Any]:
+def _read_judged(command: FilterCommand) -> bytes | None:
+    """What the judge said, if a reward needs it; SettingsError where only one of both is given."""
+    is_rewarded = command.objective != "rest" and command.reward.rubric > 0
+    if is_rewarded != bool(command.rubric_scores):
+        raise SettingsError(
+            "--reward.rubric (with --objective grpo or rest+grpo) and --rubric-scores FILE belong "
+            "together: write the file by `mmar-jobs candidates`, then `score --rubrics --json`"
+        )
+    if not is_rewarded:
+        return None
+    return read_uri(command.rubric_scores, endpoint_url=command.endpoint_url)
+
+
+def _rubric_scores(
+    command: FilterCommand, judged: bytes | None, questions: Mapping[str, Question]
+) -> Mapping[str, Mapping[str, float]]:
+    if judged is None:
+        return {}
+    scores = read_scores(judged, command.rubric_scores)
+    if scores.keys().isdisjoint(questions):
+        raise DataError(
+            f"{command.rubric_scores} rates no question of this run: write its candidates by "
+            "`mmar-jobs candidates` and have them rated"
+        )
+    return scores
+
+
+def _recipe(command: FilterCommand, judged: bytes | None) -> dict[str, Any]:
     groups = recipe(("filter", command.filter), ("prompt", command.prompt))
     groups["template_hash"] = template_hash(command.prompt.version)
     if command.objective != "rest":
         groups |= recipe(("reward", command.reward)) | {OBJECTIVE: command.objective}
+    if judged is not None:
+        groups["rubric_scores"] = sha256(judged)
     return groups
 
 
 def _group_rule(
-    command: FilterCommand, candidates: Manifest, solved_muted: frozenset[str]
+    command: FilterCommand,
+    candidates: Manifest,
+    *,
+    solved_muted: frozenset[str],
+    rubric_scores: Mapping[str, Mapping[str, float]],
 ) -> GroupRule | None:
     """How candidates are rewarded; None where only right ones are learned."""
     if command.objective == "rest":
@@ -115,6 +156,7 @@ def _group_rule(
         max_tokens=candidates.recipe["sampling"]["max_tokens"],
         think_open_in_prompt=candidates.metrics[OPENS_THINKING],
         solved_muted=solved_muted,
+        rubric_scores=rubric_scores,
     )
 
 

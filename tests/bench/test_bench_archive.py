@@ -110,7 +110,7 @@ def test_a_bench_that_fails_leaves_its_log_and_no_results(tmp_path: Path, archiv
     assert 2 == bench("record", tmp_path, "filter --candidates no", "--commit", NEW)
     cell = parse_cell("filter --candidates no")
     assert archive.find(NEW, cell) is None
-    assert b"no is no whole number" in archive.store.read(f"{NEW}/{cell.key}.log")
+    assert b"'no' is no whole number" in archive.store.read(f"{NEW}/{cell.key}.log")
 
 
 @pytest.mark.parametrize(("value", "code", "words"), [(100, 0, "Not worse"), (80, 4, "Worse: ")])

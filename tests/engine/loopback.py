@@ -101,18 +101,18 @@ class LoopbackVllm:
         clip = _padded(decode(sound, "clip"))
         request = Request(str(body["seed"]), _prompt(body), clip, tuple(range(body["n"])))
         with self._lock:
-            traced = self.engine.trace(request, _sampling(body))
+            [completions] = self.engine.answer([request], _sampling(body), lambda _: None)
             processor = self.engine._processor
             encoded = encode_prompt(processor, request.prompt, request.clip, question_id="q")
         choices = [
             {
                 "index": index,
-                "finish_reason": "stop" if one.completion.finish is Finish.STOP else "length",
-                "message": {"role": "assistant", "content": one.completion.text},
+                "finish_reason": "stop" if one.finish is Finish.STOP else "length",
+                "message": {"role": "assistant", "content": one.text},
                 "token_ids": list(one.token_ids),
                 "logprobs": {"content": [{"logprob": value} for value in one.logprobs]},
             }
-            for index, one in enumerate(traced)
+            for index, one in enumerate(completions)
         ]
         # The order of choices is nowhere promised.
         prompt_ids = encoded.input_ids_S.tolist()

@@ -3,11 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mmar_jobs.audio import decode, num_audio_tokens
-from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.engine import RepetitionDetection
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.errors import GateError, SettingsError
@@ -25,12 +23,8 @@ def test_greedy_equals_the_engine_in_process(
     sampling = replace(GREEDY, repetition_penalty=penalty)
     served = ask(connect(vllm.url), requests(), sampling)
     for [mine], [expected] in zip(served, ask(local, requests(), sampling), strict=True):
-        rounded: dict[str, Any] = {"logprob_sum": 0, "drawn_tokens": ""}
-        assert replace(expected, **rounded) == replace(mine, **rounded)
-        drawn, ours = unpack_tokens(expected.drawn_tokens), unpack_tokens(mine.drawn_tokens)
-        assert drawn.ids.tolist() == ours.ids.tolist()
-        assert np.abs(drawn.logprobs - ours.logprobs).max() < 1e-3
-        assert expected.logprob_sum == pytest.approx(mine.logprob_sum, abs=1e-4)
+        assert replace(expected, logprobs=()) == replace(mine, logprobs=())
+        assert expected.logprobs == pytest.approx(mine.logprobs, abs=1e-4)
 
 
 def test_siblings_travel_in_one_request(vllm: LoopbackVllm, connect: Connect) -> None:

@@ -54,6 +54,6 @@ def test_07_an_engine_that_ran_past_the_limit_is_not_believed(run_after: Healthy
 
 def test_07_where_no_thinking_ended_all_is_thinking() -> None:
     """A cut completion keeps its text for the report, as thinking without an answer."""
-    completion = Completion("<think>I count one, two", Finish.LENGTH, 8, -3.0, 13)
+    completion = Completion("<think>I count one, two", Finish.LENGTH, (1, 2), (-1.0, -2.0), 13)
     parsed = parse(completion.text, completion.finish, ("one", "two"))
     assert ("I count one, two", None) == parsed

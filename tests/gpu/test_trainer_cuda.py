@@ -135,7 +135,7 @@ def test_state_on_a_gpu_is_what_the_checkpoint_holds(recipe: TrainRecipe) -> Non
     with kept.load(2) as path:
         with safe_open(path, framework="pt") as file:
             fingerprint = json.loads(file.metadata()["mmar_checkpoint"])["fingerprint"]
-        progress = restore_state(path, lora, optimizer, fingerprint=fingerprint)
+        progress, reference = restore_state(path, lora, optimizer, fingerprint=fingerprint)
     snapshot = Snapshot()
-    snapshot.take(lora, optimizer, progress, fingerprint=fingerprint)
+    snapshot.take(lora, optimizer, progress, reference=reference, fingerprint=fingerprint)
     assert b"".join(bytes(part) for part in snapshot.parts()) == kept.saved[2]
