@@ -9,6 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SEED ?= 0
 SERVE := $(HOME)/.cache/mmar-jobs/serve
 DEMO := demo/seed-$(SEED)
+CLUSTER_DEMO := demo/cluster
 TOOLS := $(HOME)/.cache/mmar-jobs/deploy/bin
 CHARTUTIL := helm.sh/helm/v3/pkg/chartutil
 
@@ -18,7 +19,7 @@ PURE := $(subst $(space),$(comma),$(patsubst %,mmar_jobs/%.py,records prompt gra
 	verdict score submission manifest identity split layout rewards group drawn_tokens))
 
 .PHONY: help setup demo demo-grpo test test-slow test-serve deploy-tools test-deploy lint-deploy test-cluster \
-	images charts check coverage goldens clean
+	cluster-demo images charts check coverage goldens clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -58,11 +59,13 @@ test-serve: setup ## the real vLLM on the CPU, in an environment of its own in ~
 		--no-progress --quiet
 	@VLLM_ENVIRONMENT=$(SERVE) $(RUN) pytest tests/serve -p no:randomly --timeout 900 --durations 0
 
-deploy-tools: ## pinned Helm and actionlint in ~/.cache (needs Go; 1 GB of its cache)
+deploy-tools: ## pinned Helm, its unit tests, actionlint in ~/.cache (needs Go; 1 GB of its cache)
 	@mkdir -p $(TOOLS)
 	@test -x $(TOOLS)/helm || GOBIN=$(TOOLS) timeout 1200 go install -ldflags \
 		"-X $(CHARTUTIL).k8sVersionMajor=1 -X $(CHARTUTIL).k8sVersionMinor=34" \
 		helm.sh/helm/v3/cmd/helm@v3.22.0
+	@test -x $(TOOLS)/helm-unittest || { cd tests/deploy/unittest && \
+		CGO_ENABLED=0 timeout 1200 go build -trimpath -o $(TOOLS)/ tool; }
 	@test -x $(TOOLS)/actionlint || GOBIN=$(TOOLS) timeout 600 go install \
 		github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
@@ -84,6 +87,12 @@ test-cluster: setup deploy-tools ## a real Kubernetes in namespaces of its own (
 	@tests/cluster/real/install
 	@tests/cluster/real/enter $(UV) run --no-sync --offline pytest -q tests/cluster/real \
 		-p no:randomly --allow-hosts=127.0.0.1,10.222.0.1 --timeout 900 --durations 10
+
+cluster-demo: setup ## the whole job on a real Kubernetes of this machine, tiny model (root)
+	@tests/cluster/real/install
+	@tests/cluster/real/enter $(UV) run --no-sync --offline python -m tests.cluster.real.demo $(CLUSTER_DEMO)
+	@$(RUN) mmar-jobs validate $(CLUSTER_DEMO)/submission.zip --meta $(CLUSTER_DEMO)/world/benchmark.jsonl
+	@$(RUN) mmar-jobs score $(CLUSTER_DEMO)/submission.zip --meta $(CLUSTER_DEMO)/world/benchmark.jsonl
 
 check: setup ## formatting, lint, types
 	@$(RUN) ruff format --check .

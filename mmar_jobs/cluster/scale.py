@@ -71,9 +71,7 @@ class Server:
             self._scale(0)
             self._wait(lambda server: not _num_pods(server), "stop")
         if serves_other:
-            metadata = {"name": self._model}
-            manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
-            self.cluster.apply("ConfigMap", manifest | {"data": wanted.data})
+            self.cluster.apply("ConfigMap", _model_of(found, self._model, wanted))
         self._scale(wanted.replicas)
         self._wait(lambda server: _is_ready(server, wanted.replicas), "become ready")
         self.log.info("server_ready", server=self.name, replicas=wanted.replicas, **wanted.data)
@@ -161,6 +159,22 @@ class Server:
             self.log.warning("server_waits", server=self.name, reason=trouble.sentence)
         self._said = trouble
         return trouble
+
+
+def _model_of(server: Object, name: str, wanted: Wanted) -> Object:
+    """The ConfigMap, which goes when its server does: nobody else would know it."""
+    owner = {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "name": server["metadata"]["name"],
+        "uid": server["metadata"]["uid"],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "ownerReferences": [owner]},
+        "data": wanted.data,
+    }
 
 
 def _num_pods(server: Mapping[str, Any]) -> int:

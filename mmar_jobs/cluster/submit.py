@@ -4,12 +4,12 @@ Not here: the workflow (argo/rest-workflow.yaml), whose mutexes hold also agains
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
 
-from mmar_jobs.cluster.api import Cluster, NotFound, Object
+from mmar_jobs.cluster.api import Cluster, Conflict, NotFound, Object
 from mmar_jobs.cluster.jobs import RUN_LABEL
 from mmar_jobs.cluster.manifests import read_documents
 from mmar_jobs.errors import SettingsError
@@ -61,5 +61,22 @@ def submit(cluster: Cluster, workflow: Object) -> str:
             f"run {name} is under way as workflow {live[0]['metadata']['name']}: wait for it (argo "
             "watch), or stop it first (argo stop)"
         )
-    made: str = cluster.create("Workflow", workflow)["metadata"]["name"]
+    # Two submits at one moment see the same workflows, so they choose one name: the second fails.
+    made = _name_of_next(workflow, [each["metadata"]["name"] for each in found])
+    metadata = {k: v for k, v in workflow["metadata"].items() if k != "generateName"}
+    try:
+        cluster.create("Workflow", workflow | {"metadata": metadata | {"name": made}})
+    except Conflict:
+        raise SettingsError(
+            f"run {name} was submitted by somebody else just now, as workflow {made}: wait for it "
+            "(argo watch)"
+        ) from None
     return made
+
+
+def _name_of_next(workflow: Object, names: Sequence[str]) -> str:
+    """The workflow's own beginning, its run, and one more than the last submit of the run had."""
+    metadata = workflow["metadata"]
+    prefix = f"{metadata.get('generateName', 'mmar-jobs-')}{metadata['labels'][RUN_LABEL]}-"
+    numbers = [each.removeprefix(prefix) for each in names if each.startswith(prefix)]
+    return f"{prefix}{1 + max((int(each) for each in numbers if each.isdecimal()), default=0)}"

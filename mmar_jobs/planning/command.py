@@ -29,7 +29,7 @@ def plan(arguments: Sequence[str]) -> int:
 
     command = settings.parse(PlanCommand, arguments, prog="mmar-jobs plan")
     made = estimate(
-        _job(command),
+        job_of(command),
         read_shape(Path(command.model)) if command.model else REFERENCE,
         with_changes(command.assume),
         read_prices(command.prices),
@@ -41,7 +41,8 @@ def plan(arguments: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
-def _job(command: "PlanCommand") -> "Job":
+def job_of(command: "PlanCommand") -> "Job":
+    """What the run will do, files of questions counted."""
     from mmar_jobs.planning.estimate import Job  # noqa: PLC0415
 
     train = _count("train", command.num_train, command.questions, command)

@@ -74,6 +74,8 @@ def _explain_answer(error: ClientError, what: str) -> MmarError:
     passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
     if (passing and status != HTTPStatus.NOT_IMPLEMENTED) or code in _PASSING:
         return TryAgain(f"{what}: S3 answers {status} {code}, also to retries: wait, then {_AGAIN}")
+    if code == "RequestTimeTooSkewed":
+        return SettingsError(f"{what}: S3 finds this machine's clock wrong: set it ({code})")
     if status in _REFUSED_STATUS:
         return SettingsError(
             f"{what}: access refused ({code}): check the credentials and the bucket's policy"

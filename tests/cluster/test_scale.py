@@ -34,7 +34,7 @@ class Scene:
         return Server(self.cluster, "vllm", self.log, deadline_s, look_s=0.05)
 
     def put(self, *, replicas: int = 0, holder: str | None = None, until: Any = None) -> None:
-        """The StatefulSet as it is."""
+        """The StatefulSet as it is, its pods already there: its controller has nothing to do."""
         notes = {HOLDER: holder, LEASE: until if isinstance(until, str) else until and write(until)}
         self.api.put(
             "statefulsets",
@@ -46,7 +46,7 @@ class Scene:
                     "generation": 1,
                 },
                 "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "vllm"}}},
-                "status": {"replicas": 0},
+                "status": _status(replicas),
             },
         )
 
@@ -62,9 +62,12 @@ class Scene:
                 server = self.api.objects["statefulsets"].get("vllm")
                 if server is None or server["status"].get("replicas") == server["spec"]["replicas"]:
                     continue
-                num = server["spec"]["replicas"]
-                status = {"replicas": num, "readyReplicas": num, "observedGeneration": 1}
+                status = _status(server["spec"]["replicas"])
                 self.api.put("statefulsets", server | {"status": status})
+
+
+def _status(num_pods: int) -> dict[str, int]:
+    return {"replicas": num_pods, "readyReplicas": num_pods, "observedGeneration": 1}
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Tests of submitting a run: parameters, one live workflow a run, and words for what is missing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 GIVEN = {"run-id": "r", "questions": "s3://b/q.jsonl", "benchmark": "s3://b/m.jsonl"}
 
 
-def rest(**given: str) -> dict[str, object]:
+def rest(**given: str) -> dict[str, Any]:
     """The workflow that users submit."""
     template = read_workflow(ROOT / "argo/rest-workflow.yaml")
     return workflow_of(template, "r", GIVEN | {k.replace("_", "-"): v for k, v in given.items()})
@@ -33,10 +34,16 @@ def test_a_run_that_is_under_way_is_not_submitted_again(api: FakeApi, cluster: C
     name = submit(cluster, rest())
     with pytest.raises(SettingsError, match=f"under way as workflow {name}"):
         submit(cluster, rest())
-    ended = api.objects["workflows"].pop(name)
-    ended["metadata"]["name"] = "ended"
-    api.put("workflows", ended | {"status": {"phase": "Failed"}})
-    assert name == submit(cluster, rest())
+    assert "mmar-jobs-rest-r-1" == name
+    api.put("workflows", api.objects["workflows"][name] | {"status": {"phase": "Failed"}})
+    assert "mmar-jobs-rest-r-2" == submit(cluster, rest())
+
+
+def test_of_two_submits_that_saw_no_other_one_is_refused(cluster: Cluster) -> None:
+    """The workflow of the first has no label yet when the second looks, and its name is taken."""
+    cluster.create("Workflow", rest() | {"metadata": {"name": "mmar-jobs-rest-r-1"}})
+    with pytest.raises(SettingsError, match="submitted by somebody else just now"):
+        submit(cluster, rest())
 
 
 def test_parameters_are_checked_before_anything_is_asked() -> None:

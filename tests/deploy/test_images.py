@@ -65,7 +65,9 @@ def test_shellcheck_finds_nothing() -> None:
 def test_an_image_is_pinned_and_runs_as_a_number(name: str) -> None:
     """Every wheel by its hash, one base by argument, no root, labels that name the source."""
     text = _dockerfile(name)
-    installs = [line for line in re.split(r"\n(?!    )", text) if "/pip install" in line]
+    installs = [line for line in re.split(r"\n(?!    )", text) if "pip install" in line]
+    assert installs
+    assert all("uv pip install" in line for line in installs)
     assert all("--require-hashes" in line or "--no-index" in line for line in installs)
     assert {"${BASE}", "build"} >= set(re.findall(r"^FROM (\S+)", text, re.MULTILINE))
     assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE)

@@ -191,10 +191,14 @@ class _Handler(FaultyHandler):
 
 @contextmanager
 def serve(
-    engine: LocalEngine, *, script: Script = lambda _: None, name: str = ""
+    engine: LocalEngine,
+    *,
+    script: Script = lambda _: None,
+    name: str = "",
+    address: tuple[str, int] = ("127.0.0.1", 0),
 ) -> Iterator[LoopbackVllm]:
     """A running server of the engine's model."""
-    server = _Server(_Handler)
+    server = _Server(_Handler, address)
     server.vllm = LoopbackVllm(engine, name or f"mmar-{engine.identity.hash[:16]}", script, server)
     with listening(server):
         yield server.vllm

@@ -32,6 +32,7 @@ ANSWERS: dict[str, tuple[int, type[MmarError]]] = {
     "XMinioStorageFull": (507, TryAgain),
     "AccessDenied": (403, SettingsError),
     "SignatureDoesNotMatch": (403, SettingsError),
+    "RequestTimeTooSkewed": (403, SettingsError),
     "NoSuchBucket": (404, SettingsError),
     "ExpiredToken": (400, SettingsError),
     "AuthorizationHeaderMalformed": (400, SettingsError),

@@ -44,9 +44,13 @@ class Workflow:
     def run(self) -> None:
         """Its entry point and then, whatever happened, its exit handler."""
         try:
-            self._call((self.name, self._spec["entrypoint"]), {})
+            self.run_without_exit()
         finally:
             self._call((self.name, self._spec["onExit"]), {})
+
+    def run_without_exit(self) -> None:
+        """Its entry point alone: all there is of a workflow that is terminated or deleted."""
+        self._call((self.name, self._spec["entrypoint"]), {})
 
     def _call(self, key: Key, given: dict[str, str]) -> dict[str, str]:
         """Run a template; its output parameters."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from tests.cluster.real.node import API, Node, token_of
+from tests.cluster.real.node import Node
 from tests.cluster.real.s3 import BUCKET, KEYS, REGION, URL
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -30,17 +30,7 @@ class Namespace:
 
     def ask(self, method: str, path: str, body: Object | None = None) -> httpx2.Response:
         """As the cluster's admin."""
-        media_type = "application/json"
-        if method == "PATCH":
-            media_type = "application/merge-patch+json"
-        return httpx2.request(
-            method,
-            f"{API}{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {token_of('admin')}", "Content-Type": media_type},
-            verify=False,
-            timeout=30,
-        )
+        return self.node.ask(method, path, body)
 
     def make(self, path: str, thing: Object) -> Object:
         """Create an object; `path` is its plural, after its API group if it has one."""
@@ -73,6 +63,10 @@ class Namespace:
     def pods(self) -> list[Object]:
         """All pods, oldest first."""
         return sorted(self.find("pods"), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def log(self, pod: str) -> str:
+        """What a pod's container has said so far."""
+        return self.ask("GET", f"{self._path('pods')}/{pod}/log").text
 
     def phases(self) -> list[str]:
         """Of all pods, oldest first."""

@@ -17,8 +17,10 @@ from typing import Any
 
 import httpx2
 import yaml
+from dnslib.server import DNSServer
 
 from tests.cluster.real.keys import write_service_account_key
+from tests.cluster.real.names import DOMAIN, name_server
 
 MARKER = Path("/run/mmar-jobs-node")
 BIN = Path.home() / ".cache/mmar-jobs/cluster/bin"
@@ -45,6 +47,7 @@ class Node:
     folder: Path
     name: str = NAME
     programs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _names: DNSServer | None = None
 
     def start(self) -> None:
         """Return when the node is ready for pods, after about 15 s."""
@@ -54,13 +57,18 @@ class Node:
         self._start_etcd()
         self._start_api_server()
         self._start_containerd()
-        self._wait("the API server", self._api_is_ready)
+        self.wait("the API server", self._api_is_ready)
         self._start_controllers()
         self._start_kubelet()
-        self._wait("the node", self._node_is_ready)
+        self.wait("the node", self._node_is_ready)
+        self._names = name_server(ADDRESS, self.get)
+        self._names.start_thread()
 
     def stop(self) -> None:
         """End the programs, last started first; containers end with the namespaces."""
+        if self._names is not None:
+            self._names.stop()
+            self._names.server.server_close()
         for program in reversed(self.programs.values()):
             program.terminate()
             try:
@@ -114,7 +122,8 @@ class Node:
             )
         self.programs[name] = program
 
-    def _wait(self, what: str, is_ready: Callable[[], bool], timeout_s: float = 90) -> None:
+    def wait(self, what: str, is_ready: Callable[[], bool], timeout_s: float = 90) -> None:
+        """Return when something of the node is there; AssertionError where a program has ended."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             for name, program in self.programs.items():
@@ -128,10 +137,23 @@ class Node:
     def _last_words(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-2000:]
 
+    def ask(self, method: str, path: str, body: Any = None) -> httpx2.Response:
+        """As the cluster's admin."""
+        media_type = "application/json"
+        if method == "PATCH":
+            media_type = "application/merge-patch+json"
+        return httpx2.request(
+            method,
+            f"{API}{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {token_of('admin')}", "Content-Type": media_type},
+            verify=False,
+            timeout=30,
+        )
+
     def get(self, path: str) -> httpx2.Response:
         """A GET as the cluster's admin."""
-        headers = {"Authorization": f"Bearer {token_of('admin')}"}
-        return httpx2.get(f"{API}{path}", headers=headers, verify=False, timeout=10)
+        return self.ask("GET", path)
 
     def _api_is_ready(self) -> bool:
         return self.get("/readyz").status_code == 200
@@ -193,7 +215,7 @@ class Node:
         (self.folder / "containerd.toml").write_text(_containerd_config(self.folder))
         self._start("containerd", "containerd", f"--config={self.folder}/containerd.toml")
         socket = self.folder / "containerd.sock"
-        self._wait("containerd", socket.exists)
+        self.wait("containerd", socket.exists)
 
     def _start_controllers(self) -> None:
         self._start(
@@ -301,6 +323,8 @@ def _kubelet_config(folder: Path) -> dict[str, Any]:
         "podLogsDir": f"{folder}/pod-logs",
         "volumePluginDir": f"{folder}/volume-plugins",
         "resolvConf": "",
+        "clusterDNS": [ADDRESS],
+        "clusterDomain": DOMAIN,
         "syncFrequency": "10s",
         "serializeImagePulls": False,
         "registryPullQPS": 0,

@@ -14,7 +14,10 @@ from tests.cluster.real.node import ADDRESS, BIN
 
 PORT = 7070
 URL = f"http://{ADDRESS}:{PORT}"
-KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "a-key-of-the-tests-alone"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "the-tests-own-name",
+    "AWS_SECRET_ACCESS_KEY": "a-key-of-the-tests-alone",
+}
 REGION = "us-east-1"
 BUCKET = "runs"
 

@@ -18,6 +18,7 @@ from tests.cluster.real.namespace import ROOT, Namespace
 Object = dict[str, Any]
 STAGES = ROOT / "k8s/jobs"
 BENCHMARK = ROOT / "k8s/benchmark"
+PORT = 8000
 
 
 def _folders() -> list[Path]:
@@ -48,23 +49,27 @@ def _fit(job: Object, models: Path, limits: Object) -> None:
     del pod["priorityClassName"]
     pod.pop("nodeSelector", None)
     pod.pop("tolerations", None)
-    pod["terminationGracePeriodSeconds"] = 20
     [container] = pod["containers"]
     container |= {
         "image": BASE,
         "command": [sys.executable, "-m", "mmar_jobs"],
         "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "4Gi"} | limits},
     }
+    _mount_machine(pod, container)
+    for volume in pod["volumes"]:
+        if volume["name"] == "model":
+            del volume["persistentVolumeClaim"]
+            volume["hostPath"] = {"path": str(models)}
+
+
+def _mount_machine(pod: Object, container: Object) -> None:
+    """Python, what it needs, and this project, as they are on the machine."""
     own = {"PYTHONPATH": str(ROOT), "HOME": "/tmp", "USER": "stage", "OMP_NUM_THREADS": "1"}  # noqa: S108 - the pod's
     container["env"] = [{"name": name, "value": value} for name, value in own.items()]
     for number, folder in enumerate(_folders()):
         mount = {"name": f"host-{number}", "mountPath": str(folder), "readOnly": True}
         container["volumeMounts"].append(mount)
         pod["volumes"].append({"name": mount["name"], "hostPath": {"path": str(folder)}})
-    for volume in pod["volumes"]:
-        if volume["name"] == "model":
-            del volume["persistentVolumeClaim"]
-            volume["hostPath"] = {"path": str(models)}
 
 
 def server(replicas: int = 0) -> Object:
@@ -85,3 +90,28 @@ def server(replicas: int = 0) -> Object:
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
+
+
+def answering_server(models: Path) -> tuple[Object, Object]:
+    """Such a StatefulSet whose pod answers with the base, and the Service by whose name."""
+    found = server(replicas=1)
+    pod = found["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    container |= {
+        "command": [
+            sys.executable,
+            "-m",
+            "tests.cluster.real.serving_pod",
+            "/models/base",
+            str(PORT),
+        ],
+        "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 1},
+        "volumeMounts": [{"name": "models", "mountPath": "/models", "readOnly": True}],
+    }
+    pod["volumes"] = [{"name": "models", "hostPath": {"path": str(models)}}]
+    _mount_machine(pod, container)
+    service = {
+        "metadata": {"name": "vllm"},
+        "spec": {"clusterIP": "None", "selector": {"app": "vllm"}, "ports": [{"port": PORT}]},
+    }
+    return found, service

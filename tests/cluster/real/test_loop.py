@@ -1,92 +1,70 @@
 """The whole loop as Argo would run it: every stage a Job, everything in S3, the same submission."""
 
-import os
 import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-import pytest
-
-from mmar_jobs.tiny import tiny_model_folder
+from mmar_jobs.cluster.jobs import STAGE_LABEL
 from mmar_jobs.tiny.build import TinyWorld
-from tests.cluster.real.argo import Workflow
-from tests.cluster.real.namespace import ROOT, Namespace, bucket_uri
-from tests.cluster.real.s3 import BUCKET, S3
-from tests.cluster.real.stages import fitted_jobs, server
+from tests.cluster.real.evidence import evidence
+from tests.cluster.real.fault_proxy import URL as FAULTY
+from tests.cluster.real.fault_proxy import Faults, faulty
+from tests.cluster.real.loop import STAGES, Loop
+from tests.cluster.real.namespace import Namespace
+from tests.cluster.real.s3 import KEYS, S3
 
-# Two turns of the tiny model over few questions: seconds of computing a stage.
-SETTINGS = {
-    "MMAR_PROMPT__VERSION": "baseline",
-    "MMAR_SAMPLING__NUM_CANDIDATES": "4",
-    "MMAR_SAMPLING__MAX_TOKENS": "96",
-    "MMAR_FILTER__WEIGHTS__MASTERED": "0.5",
-    "MMAR_LORA__QUANTIZATION": "none",
-    "MMAR_OPTIM__TOKEN_BUDGET": "2048",
-    "MMAR_ENGINE__THREADS": "1",
-    "MMAR_LOG_FORMAT": "json",
-}
-RUN_ID = "r"
-
-
-@pytest.fixture(scope="module")
-def local_submission(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What `mmar-jobs run` makes of it on this machine."""
-    output = tmp_path_factory.mktemp("local")
-    command = [sys.executable, "-m", "mmar_jobs", "run", "--run-id", RUN_ID, "--iterations", "1"]
-    command += ["--store", f"{output}/store", "--output", str(output)]
-    command += ["--model", str(tiny_model_folder()), "--questions", str(world.train)]
-    command += ["--heldout", str(world.heldout), "--benchmark", str(world.benchmark)]
-    environment = os.environ | SETTINGS | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, check=False, env=environment, capture_output=True, text=True, timeout=270
-    )
-    assert 0 == done.returncode, done.stderr[-3000:]
-    return (output / "submission.zip").read_bytes()
+# So short that their pods are deleted while Python starts; the others once they hold the lease.
+SHORT = ("ingest", "filter", "submit", "report")
 
 
 def test_the_workflow_makes_the_local_runs_submission(
     namespace: Namespace, s3: S3, world: TinyWorld, local_submission: bytes
 ) -> None:
-    """Order, arguments and retries are those of argo/; the server is up only while it is asked."""
-    prefix = f"{namespace.name}/store"
-    namespace.add_settings(bucket_uri(prefix), MMAR_MODEL="/models/base", **SETTINGS)
-    namespace.make("serviceaccounts", {"metadata": {"name": "mmar-jobs-stage"}})
-    namespace.make("apps/v1/statefulsets", server())
-    jobs = fitted_jobs(namespace)
-
-    def run_pod(command: Sequence[str]) -> tuple[int, dict[str, str]]:
-        assert ["mmar-jobs", "cluster"] == list(command[:2])
-        outputs = namespace.folder / "outputs" / str(len(submitted.ran))
-        own = {"--jobs=": f"--jobs={jobs}", "--outputs=": f"--outputs={outputs}"}
-        words = [own.get(f"{word.partition('=')[0]}=", word) for word in command[2:]]
-        done = namespace.run(*words)
-        assert done.code in (0, 75), f"{words}\n{done.out[-3000:]}\n{done.err[-3000:]}"
-        return done.code, _files(outputs)
-
-    uri = bucket_uri("world")
-    parameters = {
-        "run-id": RUN_ID,
-        "questions": f"{uri}/{world.train.name}",
-        "benchmark": f"{uri}/{world.benchmark.name}",
-        "heldout": f"{uri}/{world.heldout.name}",
-        "iterations": "1",
-        "servers": "",  # the stages answer in process: no vLLM on this node
-    }
-    submitted = Workflow("rest-workflow", parameters, run_pod)
-    submitted.run()
-    key = f"{prefix}/runs/{RUN_ID}/submission"
-    found = s3.client.list_objects_v2(Bucket=BUCKET, Prefix=key)["Contents"]
-    [zipped] = [each["Key"] for each in found if each["Key"].endswith("submission.zip")]
-    made = s3.client.get_object(Bucket=BUCKET, Key=zipped)["Body"].read()
-    assert local_submission == made
+    """Order, arguments and retries are those of argo/; no key of S3 is told anywhere."""
+    loop = Loop(namespace, s3, world)
+    loop.prepare()
+    submitted = loop.submit()
+    assert local_submission == loop.submission()
     stages = [command[3] for command in submitted.ran if command[2] == "run-job"]
-    wanted = ["ingest", "generate", "filter", "train", "evaluate", "infer", "submit", "report"]
-    assert wanted == stages
+    assert STAGES == stages
     scaled = [word for command in submitted.ran for word in command if "--replicas" in word]
     assert ["--replicas=1", "--replicas=0"] * 3 + ["--replicas=0"] == scaled
     assert not [pod for pod in namespace.pods() if pod["metadata"]["name"] == "vllm-0"]
+    texts = evidence(loop)
+    told = [(place, name) for place in texts for name, key in KEYS.items() if key in texts[place]]
+    assert [] == told
+    assert [] == [place for place, text in texts.items() if len(text) < 100]
 
 
-def _files(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()} if folder.exists() else {}
+def test_the_same_submission_while_every_pod_is_lost_once_and_s3_is_bad(
+    namespace: Namespace, s3: S3, world: TinyWorld, local_submission: bytes
+) -> None:
+    """Each stage loses a pod, training without a warning; S3 refuses a fifth, loses each 50th."""
+
+    def lose(stage: str, program: subprocess.Popen[str]) -> None:
+        def is_under_way() -> bool:
+            assert program.poll() is None, program.communicate()
+            return bool(_running(namespace, stage)) and (stage in SHORT or loop.is_working())
+
+        namespace.wait_until(f"{stage} works", is_under_way, 120)
+        grace = {"gracePeriodSeconds": 0} if stage == "train" else {}
+        namespace.delete("pods", _running(namespace, stage)[-1], **grace)
+
+    loop = Loop(namespace, s3, world, lose)
+    loop.prepare(MMAR_ENDPOINT_URL=FAULTY)
+    with faulty(Faults()) as faults:
+        loop.submit()
+    assert local_submission == loop.submission()
+    lost = [stage for stage in STAGES if loop.said[stage].events("pod_gone")]
+    assert STAGES == lost
+    assert faults.done["refused"] > 20
+    assert faults.done["cut"] > 2
+
+
+def _running(namespace: Namespace, stage: str) -> list[str]:
+    """Names of the pods of a stage that run."""
+    return [
+        pod["metadata"]["name"]
+        for pod in namespace.pods()
+        if pod["metadata"]["labels"].get(STAGE_LABEL) == stage
+        and pod["status"]["phase"] == "Running"
+        and "deletionTimestamp" not in pod["metadata"]
+    ]
