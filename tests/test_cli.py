@@ -272,7 +272,9 @@ def test_sigterm_ends_with_75_and_the_next_start_goes_on(tmp_path: Path, world: 
     assert ExitCode.TRY_AGAIN == process.returncode
     # On a slow machine a line on progress comes first.
     told = [line for line in said.splitlines() if not line.startswith("{")]
-    assert ["mmar-jobs ingest: asked to stop (SIGTERM): run the same command again to go on"] == told
+    assert [
+        "mmar-jobs ingest: asked to stop (SIGTERM): run the same command again to go on"
+    ] == told
     first.unlink()
     first.write_bytes(sound)
     done = python("-m", "mmar_jobs", "ingest", *flags)
