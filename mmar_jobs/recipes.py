@@ -349,7 +349,7 @@ class EngineSettings(Group):
     ] = ""
     backend: Annotated[
         Literal["transformers", "vllm"],
-        knob("what answers in this process: transformers, or vLLM on all of its GPUs"),
+        knob("what answers in this process: transformers, or vLLM on its GPUs"),
     ] = "transformers"
     vllm_args: Annotated[
         str, knob("further options of `vllm serve` for vLLM in this process, as one text (recipe)")
@@ -374,12 +374,13 @@ class EngineSettings(Group):
 
     @model_validator(mode="after")
     def _are_read(self) -> Self:
-        is_offline = self.backend == "vllm" and not self.servers
+        if self.servers and self.backend == "vllm":
+            raise ValueError("servers and backend vllm exclude each other: leave one of them out")
         for name in ("vllm_args", "merged_dir"):
-            if getattr(self, name) and not is_offline:
+            if getattr(self, name) and self.backend != "vllm":
                 raise ValueError(
                     f"{name.replace('_', '-')} is for vLLM in this process: give --engine.backend "
-                    "vllm and no --engine.servers, or leave it out"
+                    "vllm, or leave it out"
                 )
         return self
 

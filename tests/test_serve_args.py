@@ -8,8 +8,9 @@ import pytest
 
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.cli import run_command
-from mmar_jobs.engine.serving import GIB, Node, Shape, Workload, lay_out, lora_args
+from mmar_jobs.engine.serving import GIB, Node, Shape, Workload, lay_out, lora_args, one_server
 from mmar_jobs.engine.serving_command import served_name
+from mmar_jobs.engine.wire import MalformedReply, served_models
 from mmar_jobs.errors import ExitCode, SettingsError
 from mmar_jobs.identity import ModelIdentity
 from tests.fakes import Fails
@@ -166,6 +167,27 @@ def test_an_adapter_of_another_base_is_not_served(
     adapter = adapter_for(sharded_base(tmp_path / "base"), tmp_path / "adapter")
     line = fails(ExitCode.DATA, "serve-args", str(model_folder), "--adapter", str(adapter))
     assert "was trained on another base" in line
+
+
+def test_an_adapter_is_as_long_as_its_base() -> None:
+    """VLLM lists it with no length of its own."""
+    listing = {
+        "data": [
+            {"id": "mmar-base", "max_model_len": 2048, "parent": None},
+            {"id": "mmar-child", "max_model_len": None, "parent": "mmar-base"},
+        ]
+    }
+    assert {"mmar-base": 2048, "mmar-child": 2048} == served_models(listing)
+    del listing["data"][0]
+    with pytest.raises(MalformedReply):
+        served_models(listing)
+
+
+@pytest.mark.parametrize(("num_gpus", "used"), [(1, 1), (2, 2), (3, 2), (4, 4), (8, 4)])
+def test_one_server_takes_the_gpus_that_heads_split_over(num_gpus: int, used: int) -> None:
+    """The 30B model has four KV heads."""
+    layout = one_server(THINKER_30B, Node(num_gpus, 141), WORK)
+    assert (1, used) == (layout.num_servers, layout.tensor_parallel)
 
 
 def test_vllm_takes_no_rank_above_its_own() -> None:

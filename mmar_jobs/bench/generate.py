@@ -96,10 +96,12 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
 
 
 def _chosen(bench: GenerateBench) -> EngineSettings:
+    if bench.servers and bench.vllm_args:
+        raise SettingsError("--vllm-args is for vLLM in this process: leave it or --servers out")
     try:
         return EngineSettings(
             servers=bench.servers,
-            backend="vllm",
+            backend="transformers" if bench.servers else "vllm",
             media_dir=bench.media_dir,
             vllm_args=bench.vllm_args,
             dtype=bench.dtype,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
-from mmar_jobs.audio import Clip
+from mmar_jobs.audio import Clip, canary_clip
 from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.prompt import Prompt
 from mmar_jobs.records import Finish
@@ -57,6 +57,7 @@ class Sampling:
     repetition_detection: RepetitionDetection | None = None
 
 
+CANARY_REQUEST: Final = Request("canary", CANARY_PROMPT, canary_clip(), (0,))
 CANARY_SAMPLING: Final = Sampling(
     temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=8, seed=0
 )
@@ -137,3 +138,32 @@ class StreamingEngine(Engine, Protocol):
     def stream(self, requests: Iterable[Request], sampling: Sampling, listener: Listener) -> None:
         """Answer all requests; each is taken from `requests` only when its turn has come."""
         ...
+
+
+def answer_all(
+    engine: StreamingEngine,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    on_answer: Callable[[int], None],
+) -> list[list[Completion]]:
+    """Engine.answer by a stream."""
+    collector = _Collector(requests, on_answer)
+    engine.stream(requests, sampling, collector)
+    return [list(collector.found[id(request)]) for request in requests]
+
+
+class _Collector:
+    """A Listener that gathers a stream's answers."""
+
+    def __init__(self, requests: Sequence[Request], on_answer: Callable[[int], None]) -> None:
+        self.found: dict[int, Sequence[Completion]] = {id(request): () for request in requests}
+        self._on_answer = on_answer
+
+    def answered(self, request: Request, completions: Sequence[Completion]) -> None:
+        """See Listener."""
+        self.found[id(request)] = completions
+        self._on_answer(len(completions))
+
+    def waiting(self) -> None:
+        """See Listener."""
+        self._on_answer(0)

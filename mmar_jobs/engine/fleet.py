@@ -13,6 +13,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Coroutine,
     Iterable,
     Iterator,
@@ -150,13 +151,15 @@ async def open_fleet(
 
 
 class Dispatcher(Generic[J, R]):
-    """Keeps `limit()` jobs under way, which may change, taking each when its turn comes."""
+    """Keeps jobs under way while `has_room` beside them, taking each when its turn comes."""
 
-    def __init__(self, limit: Callable[[], int], work: Callable[[J], Awaitable[R]]) -> None:
-        self._limit = limit
+    def __init__(
+        self, has_room: Callable[[Collection[J]], bool], work: Callable[[J], Awaitable[R]]
+    ) -> None:
+        self._has_room = has_room
         self._work = work
         self._next: deque[J] = deque()
-        self._under_way: set[asyncio.Task[tuple[J, R]]] = set()
+        self._under_way: dict[asyncio.Task[R], J] = {}
 
     async def run(self, jobs: Iterable[J], on_done: Callable[[J, R], J | None]) -> None:
         """Do all jobs and those that `on_done` returns, which go first."""
@@ -168,8 +171,7 @@ class Dispatcher(Generic[J, R]):
                     self._under_way, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
-                    self._under_way.discard(task)
-                    following = on_done(*task.result())
+                    following = on_done(self._under_way.pop(task), task.result())
                     if following is not None:
                         self._next.append(following)
         finally:
@@ -179,12 +181,12 @@ class Dispatcher(Generic[J, R]):
 
     def _fill(self, source: Iterator[J]) -> bool:
         """Start jobs up to the limit; False when all is done."""
-        while len(self._under_way) < self._limit():
+        while self._has_room(self._under_way.values()):
             job = self._next.popleft() if self._next else next(source, None)
             if job is None:
                 break
-            self._under_way.add(asyncio.create_task(self._do(job)))
+            self._under_way[asyncio.create_task(self._do(job))] = job
         return bool(self._under_way)
 
-    async def _do(self, job: J) -> tuple[J, R]:
-        return job, await self._work(job)
+    async def _do(self, job: J) -> R:
+        return await self._work(job)

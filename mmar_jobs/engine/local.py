@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mmar_jobs.artifact import file_sha256
-from mmar_jobs.audio import canary_clip
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.chat import render_prompt
 from mmar_jobs.encode import EncodedPrompt, encode_prompt, load_processor
 from mmar_jobs.engine import (
     CANARY_PROMPT,
+    CANARY_REQUEST,
     CANARY_SAMPLING,
     STOP_TOKENS,
     Completion,
@@ -77,8 +77,8 @@ class LocalEngine:
 
     def canary(self) -> Canary:
         """Greedy tokens and their logprobs for the canary prompt and sound."""
-        request = Request("canary", CANARY_PROMPT, canary_clip(), (0,))
-        row = self._draw([request], [self._encode(request)], CANARY_SAMPLING)[0]
+        encoded = self._encode(CANARY_REQUEST)
+        row = self._draw([CANARY_REQUEST], [encoded], CANARY_SAMPLING)[0]
         return Canary(token_ids=tuple(row.token_ids), logprobs=tuple(row.logprobs))
 
     def answer(

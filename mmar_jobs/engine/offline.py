@@ -1,37 +1,37 @@
 """The engine over vLLM in this process: no server, the same prompts, checks and records.
 
-For a Job that owns its GPUs. vLLM is started as `mmar-jobs serve-args` would start a server, but
-over all GPUs at once, and hears the samples that servers are sent. Not here: installing vLLM, whose
-torch is another than the trainer's (images/serve).
+For a Job that owns its GPUs. vLLM is started as `mmar-jobs serve-args` would start one server over
+as many GPUs as heads split over, and hears the samples that servers are sent. Not here: installing
+vLLM, whose torch is another than the trainer's (images/serve).
 """
 
 import asyncio
-import json
 import os
 import shlex
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from mmar_jobs.audio import SAMPLE_RATE_HZ, canary_clip, num_audio_tokens, whole_frames
+from mmar_jobs.audio import SAMPLE_RATE_HZ, num_audio_tokens, whole_frames
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.chat import load_tokenizer
 from mmar_jobs.engine import (
-    CANARY_PROMPT,
+    CANARY_REQUEST,
     CANARY_SAMPLING,
     Completion,
     Listener,
     Request,
     Sampling,
+    answer_all,
 )
 from mmar_jobs.engine.fleet import Dispatcher, ticking
-from mmar_jobs.engine.serving import GIB, Node, Shape, Workload, one_server, serve_args
-from mmar_jobs.engine.serving_command import served_name
-from mmar_jobs.engine.tokens import Collector, Tokens
+from mmar_jobs.engine.prompt_tokenizer import PromptTokenizer
+from mmar_jobs.engine.serving import GIB, Node, Workload, one_server, serve_args
+from mmar_jobs.engine.serving_command import read_shape, served_name
 from mmar_jobs.engine.wire import (
     Choice,
     Logprobs,
@@ -60,14 +60,13 @@ class OfflineEngine:
 
     def __init__(self, identity: ModelIdentity, tokenizer: Any, vllm: Any) -> None:
         self.identity = identity
-        self._tokens = Tokens(tokenizer)
-        self.prompt_opens_thinking = self._tokens.opens_thinking
+        self._tokenizer = PromptTokenizer(tokenizer)
+        self.prompt_opens_thinking = self._tokenizer.opens_thinking
         self._vllm = vllm
         config = vllm.vllm_config
         self._max_model_len: int = config.model_config.max_model_len
         self._most_sequences = round(_AHEAD * config.scheduler_config.max_num_seqs)
         self._num_asked = 0
-        self._num_draws = 1
         # vLLM lives in one event loop, from its first request to its last.
         self._runner = asyncio.Runner()
         # Another engine may need the GPUs as soon as nobody holds this one.
@@ -75,9 +74,8 @@ class OfflineEngine:
 
     def canary(self) -> Canary:
         """Greedy tokens and their logprobs for the canary prompt and sound."""
-        request = Request("canary", CANARY_PROMPT, canary_clip(), (0,))
-        prompt_ids = self._tokens.prompt_ids(request.prompt)
-        reply = self._runner.run(self._reply(request, prompt_ids, CANARY_SAMPLING))
+        prompt_ids = self._tokenizer.prompt_ids(CANARY_REQUEST.prompt)
+        reply = self._runner.run(self._reply(CANARY_REQUEST, prompt_ids, CANARY_SAMPLING))
         [choice] = reply.choices
         return Canary(token_ids=tuple(choice.token_ids), logprobs=choice.token_logprobs)
 
@@ -85,29 +83,21 @@ class OfflineEngine:
         self, requests: Sequence[Request], sampling: Sampling, on_answer: Callable[[int], None]
     ) -> list[list[Completion]]:
         """See Engine.answer."""
-        collector = Collector(requests, on_answer)
-        self.stream(requests, sampling, collector)
-        return [list(collector.found[id(request)]) for request in requests]
+        return answer_all(self, requests, sampling, on_answer)
 
     def stream(self, requests: Iterable[Request], sampling: Sampling, listener: Listener) -> None:
         """See StreamingEngine.stream; TryAgain where vLLM ends in the middle."""
-
-        def taken() -> Iterator[Request]:
-            for request in requests:
-                self._num_draws = len(request.draws)
-                yield request
-
         dispatcher = Dispatcher[Request, list[Completion]](
-            lambda: max(1, self._most_sequences // self._num_draws),
+            lambda under_way: sum(len(each.draws) for each in under_way) < self._most_sequences,
             lambda request: self._ask(request, sampling),
         )
-        work = dispatcher.run(taken(), listener.answered)
+        work = dispatcher.run(requests, listener.answered)
         self._runner.run(ticking(work, listener.waiting))
 
     async def _ask(self, request: Request, sampling: Sampling) -> list[Completion]:
-        prompt_ids = self._tokens.prompt_ids(request.prompt)
+        prompt_ids = self._tokenizer.prompt_ids(request.prompt)
         reply = await self._reply(request, prompt_ids, sampling)
-        return completions(reply, request, prompt_ids, self._tokens.vocabulary)
+        return completions(reply, request, prompt_ids, self._tokenizer.vocabulary)
 
     async def _reply(self, request: Request, prompt_ids: list[int], sampling: Sampling) -> Reply:
         from vllm.v1.engine.exceptions import EngineDeadError  # noqa: PLC0415 - not everywhere
@@ -222,7 +212,7 @@ def _merge(base: Path, adapter: Path, settings: EngineSettings) -> tuple[Path, M
 
 
 def _start(folder: Path, settings: EngineSettings) -> Any:
-    """An AsyncLLM over all GPUs of this process, by the options of `serve-args`."""
+    """An AsyncLLM over the GPUs of this process, by the options of `serve-args`."""
     # Standard output is the command's own; vLLM reads this when it is imported.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
@@ -235,11 +225,13 @@ def _start(folder: Path, settings: EngineSettings) -> Any:
             f"--engine.backend vllm: vLLM is not installed here ({error}): run in the image "
             "`serve`, or give --engine.servers"
         ) from None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    weight_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    num_gpus = 1 if current_platform.is_cpu() else current_platform.device_count()
+    num_gpus = 1 if current_platform.is_cpu() else _num_gpus(current_platform)
     node = Node(num_gpus, current_platform.get_device_total_memory() / GIB)
-    layout = one_server(Shape.parse(config, weight_bytes), node, _WORKLOAD)
+    layout = one_server(read_shape(folder), node, _WORKLOAD)
+    if layout.tensor_parallel < num_gpus:
+        structlog.get_logger().warning(
+            "gpus_idle", used=layout.tensor_parallel, visible=num_gpus, why="heads split no further"
+        )
     args = serve_args(
         layout,
         str(folder),
@@ -252,10 +244,26 @@ def _start(folder: Path, settings: EngineSettings) -> Any:
     try:
         chosen = parser.parse_args(["--model", *args, *shlex.split(settings.vllm_args)])
         return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(chosen))
-    except (SystemExit, ValueError, RuntimeError) as error:
-        message = " ".join(str(error).split())
-        structlog.get_logger().error("vllm_refused", args=args, vllm_args=settings.vllm_args)
+    except (SystemExit, ValueError) as error:
+        reason = "" if isinstance(error, SystemExit) else f" ({' '.join(str(error).split())[:300]})"
         raise SettingsError(
-            f"vLLM does not start with these options, its log above says why ({message[:300]}): "
-            "change --engine.vllm-args"
+            f"vLLM refuses its options{reason}: correct --engine.vllm-args; it was started with "
+            f"{shlex.join(args)}"
         ) from None
+    except RuntimeError as error:
+        # The core died on the way: of memory that another process still holds, or of its options.
+        raise TryAgain(
+            f"vLLM did not start ({' '.join(str(error).split())[:300]}), its log above says why: "
+            "run the same command again, or correct --engine.vllm-args"
+        ) from None
+
+
+def _num_gpus(platform: Any) -> int:
+    count = platform.device_count
+    # vLLM's platform of a machine without devices has no count at all.
+    if count is None or not count():
+        raise SettingsError(
+            "--engine.backend vllm: no GPU is visible to this process; ask for one, or give "
+            "--engine.servers"
+        )
+    return int(count())

@@ -14,25 +14,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from mmar_jobs.artifact import file_sha256
-from mmar_jobs.audio import Clip, canary_clip, encode_wav, num_audio_tokens
+from mmar_jobs.audio import Clip, encode_wav, num_audio_tokens
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.chat import load_tokenizer
 from mmar_jobs.engine import (
-    CANARY_PROMPT,
+    CANARY_REQUEST,
     CANARY_SAMPLING,
     Completion,
     Listener,
     Request,
     Sampling,
+    answer_all,
 )
 from mmar_jobs.engine.fleet import Dispatcher, Fleet, open_fleet, ticking
 from mmar_jobs.engine.link import Link, Patience, Transient
-from mmar_jobs.engine.tokens import Collector, Tokens
+from mmar_jobs.engine.prompt_tokenizer import PromptTokenizer
 from mmar_jobs.engine.wire import (
     MalformedReply,
     Reply,
@@ -47,8 +48,6 @@ from mmar_jobs.identity import Canary, ModelIdentity, check_canary
 from mmar_jobs.layout import ADAPTER_WEIGHTS
 from mmar_jobs.manifest import sha256
 from mmar_jobs.recipes import EngineSettings
-
-_CANARY_REQUEST: Final = Request("canary", CANARY_PROMPT, canary_clip(), (0,))
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,14 @@ class ServerEngine:
         self.identity = identity
         self._site = site
         self._tolerance_nats = tolerance_nats
-        self._tokens = Tokens(tokenizer)
-        self.prompt_opens_thinking = self._tokens.opens_thinking
+        self._tokenizer = PromptTokenizer(tokenizer)
+        self.prompt_opens_thinking = self._tokenizer.opens_thinking
         self._canary: Canary | None = None
 
     def canary(self) -> Canary:
         """What every server said when it was last proven; asks where none was yet."""
         if self._canary is None:
-            self.stream([], CANARY_SAMPLING, Collector([], lambda _: None))
+            answer_all(self, [], CANARY_SAMPLING, lambda _: None)
         assert self._canary is not None, "no stream begins before its servers are proven"
         return self._canary
 
@@ -88,9 +87,7 @@ class ServerEngine:
         self, requests: Sequence[Request], sampling: Sampling, on_answer: Callable[[int], None]
     ) -> list[list[Completion]]:
         """See Engine.answer."""
-        collector = Collector(requests, on_answer)
-        self.stream(requests, sampling, collector)
-        return [list(collector.found[id(request)]) for request in requests]
+        return answer_all(self, requests, sampling, on_answer)
 
     def stream(self, requests: Iterable[Request], sampling: Sampling, listener: Listener) -> None:
         """See StreamingEngine.stream.
@@ -107,19 +104,20 @@ class ServerEngine:
         links = [Link(url, site.key, self.identity.hash, site.patience) for url in site.urls]
         async with open_fleet(links, site.patience, self._prove) as fleet:
             dispatcher = Dispatcher[Request, list[Completion]](
-                lambda: fleet.limit, lambda request: self._ask(fleet, request, sampling)
+                lambda under_way: len(under_way) < fleet.limit,
+                lambda request: self._ask(fleet, request, sampling),
             )
             await dispatcher.run(requests, listener.answered)
 
     async def _ask(self, fleet: Fleet, request: Request, sampling: Sampling) -> list[Completion]:
-        prompt_ids = self._tokens.prompt_ids(request.prompt)
+        prompt_ids = self._tokenizer.prompt_ids(request.prompt)
         num_tokens = len(prompt_ids) + num_audio_tokens(len(request.clip.waveform))
         name = sha256(request.clip.waveform.tobytes())
 
         async def attempt(link: Link) -> list[Completion]:
             check_room(link.url, link.max_model_len, num_tokens, sampling)
             reply = await self._send(link, request, sampling, name)
-            return completions(reply, request, prompt_ids, self._tokens.vocabulary)
+            return completions(reply, request, prompt_ids, self._tokenizer.vocabulary)
 
         return await fleet.persist(name, attempt)
 
@@ -141,9 +139,9 @@ class ServerEngine:
 
     async def _prove(self, link: Link) -> None:
         """Raise GateError unless the canary is what it was, at any server, when first asked."""
-        sound = Sound(_data_url(_CANARY_REQUEST.clip), "canary")
-        body = _body(link, _CANARY_REQUEST, CANARY_SAMPLING, sound)
-        [choice] = _parsed(await link.ask_control(body), _CANARY_REQUEST).choices
+        sound = Sound(_data_url(CANARY_REQUEST.clip), "canary")
+        body = _body(link, CANARY_REQUEST, CANARY_SAMPLING, sound)
+        [choice] = _parsed(await link.ask_control(body), CANARY_REQUEST).choices
         canary = Canary(token_ids=tuple(choice.token_ids), logprobs=choice.token_logprobs)
         if self._canary is None:
             self._canary = canary

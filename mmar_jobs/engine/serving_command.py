@@ -29,10 +29,8 @@ def serve_args_command(arguments: Sequence[str]) -> int:
     chosen = _parse(arguments)
     folder = Path(chosen.model)
     check_config(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    weight_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     layout = lay_out(
-        Shape.parse(config, weight_bytes),
+        read_shape(folder),
         Node(chosen.gpus, chosen.gpu_memory_gib),
         Workload(chosen.max_tokens, chosen.mean_tokens),
     )
@@ -59,6 +57,13 @@ def serve_args_command(arguments: Sequence[str]) -> int:
     return int(ExitCode.DONE)
 
 
+def read_shape(folder: Path) -> Shape:
+    """The shape of the model in a folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weight_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Shape.parse(config, weight_bytes)
+
+
 def served_name(folder: Path) -> str:
     """The name under which the client finds the model: it ends in the first 16 of its hash.
 
@@ -76,6 +81,10 @@ def served_name(folder: Path) -> str:
                 f"{path} is not the manifest of a merge: give a base folder, or one that "
                 "mmar-jobs merge made"
             ) from None
+    return _name(identity)
+
+
+def _name(identity: ModelIdentity) -> str:
     return f"mmar-{identity.hash[:16]}"
 
 
@@ -91,7 +100,7 @@ def _adapter_args(base: Path, folder: Path) -> list[str]:
     identity = ModelIdentity(base_digest=digest, adapter_digest=adapter.digests[ADAPTER_WEIGHTS])
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     rank = max(config["r"], *config.get("rank_pattern", {}).values())
-    return lora_args(f"mmar-{identity.hash[:16]}", str(folder), rank)
+    return lora_args(_name(identity), str(folder), rank)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,7 @@
-"""What travels to and from vLLM's OpenAI-compatible server: one question with all its draws.
+"""What vLLM is asked and what it answers: one question with all its draws.
 
-Pure: no connection, no clock. Not here: sending it (link.py), whom to send it to (server.py).
+In the words of its OpenAI-compatible server; what answers in this process is read as the same Reply
+(offline.py). Pure: no connection, no clock. Not here: sending it (link.py), to whom (server.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -194,13 +195,20 @@ def check_room(who: str, max_model_len: int, num_tokens: int, sampling: Sampling
         raise SettingsError(
             f"{who} takes {max_model_len} tokens a sequence, a prompt of {num_tokens} and "
             f"--sampling.max-tokens {sampling.max_tokens} are more: start it with a larger "
-            "--max-model-len, or lower --sampling.max-tokens"
+            "--max-model-len (in this process: --engine.vllm-args), or lower --sampling.max-tokens"
         )
 
 
 def served_models(listing: Mapping[str, Any]) -> dict[str, int]:
-    """Id and longest sequence, tokens, of each model in the answer to GET /v1/models."""
+    """Id and longest sequence, tokens, of each model in the answer to GET /v1/models.
+
+    An adapter that is served unmerged names its base as parent, and has no length of its own.
+    """
     try:
-        return {str(one["id"]): int(one["max_model_len"]) for one in listing["data"]}
+        by_id = {str(one["id"]): one for one in listing["data"]}
+        return {
+            name: int(one["max_model_len"] or by_id[one["parent"]]["max_model_len"])
+            for name, one in by_id.items()
+        }
     except (KeyError, TypeError, ValueError):
         raise MalformedReply("the list of models has no id or max_model_len") from None

@@ -77,6 +77,30 @@ def open_checked_engine(
     return engine
 
 
+class LastEngine:
+    """Opens models, checked, and keeps the last: vLLM takes minutes to start, and all of a GPU."""
+
+    def __init__(
+        self, edges: Edges, base: Path, settings: EngineSettings, *, base_digest: str
+    ) -> None:
+        self._edges = edges
+        self._base = base
+        self._settings = settings
+        self._base_digest = base_digest
+        self._last: tuple[ModelIdentity, Engine] | None = None
+
+    def open(self, model: Model) -> Engine:
+        """See open_checked_engine; the engine before is let go first."""
+        identity = model.identity(self._base_digest)
+        if self._last is None or self._last[0] != identity:
+            self._last = None
+            engine = open_checked_engine(
+                self._edges, self._base, model, self._settings, base_digest=self._base_digest
+            )
+            self._last = (identity, engine)
+        return self._last[1]
+
+
 def check_identity(engine: Engine, expected: ModelIdentity, *, name: str) -> None:
     """Raise GateError unless the engine serves the expected base and adapter."""
     if engine.identity != expected:

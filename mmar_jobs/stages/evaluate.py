@@ -31,7 +31,7 @@ from mmar_jobs.recipes import recipe
 from mmar_jobs.records import Candidate, Question
 from mmar_jobs.settings import EvaluateCommand
 from mmar_jobs.stages import Edges, stopwatch
-from mmar_jobs.stages.answering import Asker, grades_of, greedy, open_checked_engine, summarise
+from mmar_jobs.stages.answering import Asker, LastEngine, grades_of, greedy, summarise
 from mmar_jobs.verdict import Decision, PromotionRule, Verdict, judge
 
 STAGE: Final = "evaluate"
@@ -117,6 +117,10 @@ class _Exam:
 
     def __post_init__(self) -> None:
         self.asked: Sequence[Question] = read_split(self.questions, HELDOUT)
+        base = Path(self.command.model)
+        self._engine = LastEngine(
+            self.edges, base, self.command.engine, base_digest=self.base_digest
+        )
 
     def answers(self, model: Model, who: str, *, muted: bool = False) -> Artifact:
         """One greedy answer a question by `model`."""
@@ -147,9 +151,7 @@ class _Exam:
             return draft
         cost: dict[str, float] = {}
         with stopwatch(cost):
-            engine = open_checked_engine(
-                self.edges, Path(command.model), model, command.engine, base_digest=self.base_digest
-            )
+            engine = self._engine.open(model)
             root = audio_root(self.questions, HELDOUT, command.audio_root)
             clips = ClipReader(root, endpoint_url=command.endpoint_url)
             label = f"iteration {command.iteration}: held-out, {who}"

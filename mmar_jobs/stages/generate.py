@@ -25,9 +25,9 @@ from mmar_jobs.stages import Edges, stopwatch
 from mmar_jobs.stages.answering import (
     OPENS_THINKING,
     Asker,
+    LastEngine,
     drawn,
     greedy,
-    open_checked_engine,
     summarise,
 )
 from mmar_jobs.stages.asking import Asking
@@ -101,6 +101,8 @@ class _Maker:
         self._questions = questions
         self._parent = parent
         self._base_digest = base_digest
+        base = Path(command.model)
+        self._engine = LastEngine(edges, base, command.engine, base_digest=base_digest)
 
     def make(self, key: str, asking: Asking, asked: Sequence[Question]) -> Artifact:
         command, edges = self._command, self._edges
@@ -111,13 +113,7 @@ class _Maker:
             return draft
         cost: dict[str, float] = {}
         with stopwatch(cost):
-            engine = open_checked_engine(
-                edges,
-                Path(command.model),
-                self._parent,
-                command.engine,
-                base_digest=self._base_digest,
-            )
+            engine = self._engine.open(self._parent)
             root = audio_root(self._questions, TRAIN, command.audio_root)
             clips = ClipReader(root, endpoint_url=command.endpoint_url)
             canary = engine.canary().model_dump(mode="json")

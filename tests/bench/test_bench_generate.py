@@ -60,7 +60,7 @@ def test_a_server_of_another_model_is_not_measured(
     assert "nothing was asked" in fails(ExitCode.DATA, "bench", *wrong)
 
 
-@pytest.mark.parametrize("servers", ["", "localhost:8000"])
+@pytest.mark.parametrize("servers", ["localhost:8000", "http://"])
 def test_addresses_are_checked(servers: str, fails: Fails) -> None:
     """What is no address is a setting, and nothing is measured in its stead."""
     assert "give addresses like" in fails(ExitCode.SETTINGS, "bench", *bench(servers))

@@ -25,13 +25,18 @@ def test_vllm_in_this_process_needs_vllm() -> None:
     [
         ({"vllm_args": "--enforce-eager"}, "vllm-args"),
         ({"merged_dir": "/cache"}, "merged-dir"),
-        ({"merged_dir": "/cache", "backend": "vllm", "servers": "http://host:1"}, "merged-dir"),
     ],
 )
 def test_what_nobody_would_read_is_refused(chosen: dict[str, Any], name: str) -> None:
     """Options of vLLM in this process say nothing to servers, or to transformers."""
     with pytest.raises(ValidationError, match=f"{name} is for vLLM in this process"):
         EngineSettings(**chosen)
+
+
+def test_servers_and_vllm_here_exclude_each_other() -> None:
+    """Nobody could say which of them answered."""
+    with pytest.raises(ValidationError, match="leave one of them out"):
+        EngineSettings(backend="vllm", servers="http://host:1")
 
 
 def test_a_server_and_vllm_here_make_one_recipe() -> None:

@@ -99,6 +99,10 @@ def test_failures_at_once_are_one_error(caplog: pytest.LogCaptureFixture) -> Non
         raise DataError(f"job {job}")
 
     with pytest.raises(DataError, match="job"):
-        asyncio.run(Dispatcher[int, None](lambda: 4, fail).run(range(4), lambda *_: None))
+        asyncio.run(
+            Dispatcher[int, None](lambda under_way: len(under_way) < 4, fail).run(
+                range(4), lambda *_: None
+            )
+        )
     gc.collect()
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]

@@ -64,7 +64,7 @@ def test_a_client_killed_twenty_times_loses_nothing(vllm: Vllm, tmp_path: Path) 
     command = [sys.executable, "-m", "mmar_jobs", "generate", *job.flags(vllm.url), *few]
     chance = random.Random(7)
     for _ in range(NUM_CLIENT_KILLS):
-        assert kill_somewhere(start(command), job.store, chance, longest_s=0.2), (
+        assert kill_somewhere(start(command), job.store, chance, at_least=1, longest_s=0.2), (
             "it ended before it was killed often enough: ask for more"
         )
     check_complete(job.draw(vllm.url, *few), world, num_draws=2)

@@ -6,6 +6,7 @@ Each command runs in the environment that has vLLM, as it would in the image `se
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -98,7 +99,8 @@ def test_vllm_killed_in_the_middle_loses_nothing(
     process = start(job, "generate")
     part = job.store / candidates_key("r", 1)
     wait_until(lambda: any(part.glob("part-*")), timeout_s=_READY_S)
-    os.kill(core_of(process.pid), signal.SIGKILL)
+    [core] = cores_of(process.pid)
+    os.kill(core, signal.SIGKILL)
     code, said = end(process)
     assert ExitCode.TRY_AGAIN == code, said[-3000:]
     # Python's own resource tracker has the last word, on what the killed process left.
@@ -115,9 +117,17 @@ def test_parent_and_child_are_compared_in_one_process(
 ) -> None:
     """Base and adapter are merged, each model is proven by its canary, one after the other."""
     job = trained.copy(tmp_path)
-    code, said = end(start(job, "evaluate", "--engine.merged-dir", str(tmp_path / "merged")))
+    process = start(job, "evaluate", "--engine.merged-dir", str(tmp_path / "merged"))
+    seen: list[set[int]] = []
+    while process.poll() is None and len(seen) < 40 * _READY_S:
+        seen.append(cores_of(process.pid))
+        time.sleep(0.05)
+    code, said = end(process)
     assert ExitCode.DONE == code, said[-3000:]
     assert 1 == len(list((tmp_path / "merged").iterdir()))
+    # Each would take all of a GPU's memory.
+    assert 1 == max(map(len, seen))
+    assert 2 == len(set().union(*seen))
 
 
 def test_options_that_vllm_refuses_are_one_line(
@@ -129,8 +139,11 @@ def test_options_that_vllm_refuses_are_one_line(
     assert "--engine.vllm-args" in told(said)
 
 
-def core_of(pid: int) -> int:
-    """The child of a command that holds the model; another one counts shared memory."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    [child] = [c for c in children if "tracker" not in Path(f"/proc/{c}/cmdline").read_text()]
-    return int(child)
+def cores_of(pid: int) -> set[int]:
+    """The children of a command that hold a model; others compute nothing."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        names = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+    except OSError:
+        return set()
+    return {child for child, name in names.items() if name.startswith("VLLM::EngineCore")}

@@ -1,19 +1,18 @@
-"""A model's tokenizer as the engines over vLLM need it: the ids of a prompt, and who answered.
+"""A model's tokenizer as the engines over vLLM need it: the ids of prompts, and what ids mean.
 
 Shared by servers (server.py) and vLLM in this process (offline.py), so that both ask and read
 alike. Not here: what travels (wire.py).
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmar_jobs.chat import render_prompt
-from mmar_jobs.engine import CANARY_PROMPT, STOP_TOKENS, Completion, Request
+from mmar_jobs.engine import CANARY_PROMPT, STOP_TOKENS
 from mmar_jobs.engine.wire import Vocabulary
 from mmar_jobs.prompt import THINK_OPEN, Prompt
 
 
-class Tokens:
+class PromptTokenizer:
     """Prompts as ids, and what is needed to read completions."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -29,20 +28,3 @@ class Tokens:
         """The prompt by the model's template, with one audio token in the place of the sound."""
         ids: list[int] = self._tokenizer(render_prompt(self._tokenizer, prompt))["input_ids"]
         return ids
-
-
-class Collector:
-    """A Listener that gathers a stream's answers."""
-
-    def __init__(self, requests: Sequence[Request], on_answer: Callable[[int], None]) -> None:
-        self.found: dict[int, Sequence[Completion]] = {id(request): () for request in requests}
-        self._on_answer = on_answer
-
-    def answered(self, request: Request, completions: Sequence[Completion]) -> None:
-        """See Listener."""
-        self.found[id(request)] = completions
-        self._on_answer(len(completions))
-
-    def waiting(self) -> None:
-        """See Listener."""
-        self._on_answer(0)
