@@ -37,7 +37,8 @@ TRAIN = {
 
 def command(name: str, store: Path, values: dict[str, Any]) -> int:
     """Run one stage as a user does; returns its exit code."""
-    known = {"store": store} | (COMMON if name != "ingest" else {"run-id": RUN_ID}) | values
+    common = {"run-id": RUN_ID} if name in ("ingest", "report") else COMMON
+    known = {"store": store} | common | values
     return run_command(
         name, [part for key, value in known.items() for part in (f"--{key}", str(value))]
     )
@@ -94,6 +95,15 @@ def test_objective_goes_from_filter_to_adapter(store: Path, objective: str) -> N
     assert adapter.metrics["candidates"]["engine_max_abs_nats"] < 1e-3
     steps = json.loads((store / adapter_key(RUN_ID, 1) / STEPS).read_text())
     assert len(steps["losses"]) == len(steps["metrics"]) == adapter.counts["num_steps"] > 0
+    page = store.parent / "report.html"
+    assert ExitCode.DONE == command("report", store, {"output": page})
+    told = page.read_text().partition("Trainer from engine</th>")[2].partition("</table>")[0]
+    kl, mean = adapter.metrics["candidates"]["engine_kl"], examples.manifest.metrics["mean_reward"]
+    flat = counts["num_flat_groups"]
+    for cell in ("12", f"{flat}", f"{mean:.3f}", f"{kl:.1e}", "0.0%"):
+        assert f'<td class="n">{cell}</td>' in told
+    assert "epochs 2" in page.read_text()
+    assert "learning rate 0.001" in page.read_text()
 
 
 @pytest.mark.parametrize("objective", ["rest", "grpo", "rest+grpo"])

@@ -16,7 +16,13 @@ from mmar_jobs.report.cases import Case, count_changes
 from mmar_jobs.report.findings import Comparison, benchmark, headline
 from mmar_jobs.report.plan_view import Planned
 from mmar_jobs.report.run_view import Run
-from mmar_jobs.report.tables import artifact_rows, drop_rows, settings_groups, stage_seconds
+from mmar_jobs.report.tables import (
+    artifact_rows,
+    drop_rows,
+    policy_rows,
+    settings_groups,
+    stage_seconds,
+)
 
 TEMPLATE: Final = "page.html.j2"
 MAX_REJECTS: Final = 25
@@ -48,6 +54,7 @@ def render_page(
             cases=cases,
             benchmark=benchmark(run),
             drops=drop_rows(run.iterations),
+            policies=policy_rows(run.iterations),
             artifacts=artifact_rows(run),
             settings=settings_groups(run),
             total_s=sum(sum(row.values()) for row in stage_seconds(run).values()),

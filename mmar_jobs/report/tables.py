@@ -34,7 +34,6 @@ _HIGHLIGHTS: Final[Mapping[str, Mapping[str, str]]] = {
         "objective": "objective",
         "lora.rank": "rank",
         "lora.alpha": "alpha",
-        "optim.num_epochs": "epochs",
     },
     "evaluate": {"gate.alpha": "alpha", "muted": "muted", "prompt.version": "prompt"},
     "infer": {"infer.votes": "votes", "prompt.version": "prompt"},
@@ -48,6 +47,19 @@ class DropRow:
     reason: str
     text: str
     counts: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """What a policy gradient met in one iteration; divergence in nats a token, shares of tokens."""
+
+    number: int
+    num_groups: int
+    num_flat_groups: int
+    mean_reward: float
+    engine_kl: float
+    importance_cut: float
+    stop_reason: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,23 @@ def drop_rows(iterations: Sequence[Iteration]) -> list[DropRow]:
             found.append(DropRow(reason.value.replace("_", " "), text, _shares(counts, filtered)))
     kept = [manifest.counts["num_examples"] for manifest in filtered]
     return [*found, DropRow("kept", "became a training example", _shares(kept, filtered))]
+
+
+def policy_rows(iterations: Sequence[Iteration]) -> list[PolicyRow]:
+    """One row for each iteration that a policy gradient has finished."""
+    return [
+        PolicyRow(
+            number=turn.number,
+            num_groups=turn.examples.manifest.counts["num_groups"],
+            num_flat_groups=turn.examples.manifest.counts["num_flat_groups"],
+            mean_reward=turn.examples.manifest.metrics["mean_reward"],
+            engine_kl=turn.adapter.manifest.metrics["candidates"]["engine_kl"],
+            importance_cut=turn.adapter.manifest.metrics["candidates"]["importance_cut_fraction"],
+            stop_reason=turn.adapter.manifest.metrics["stop_reason"] or "",
+        )
+        for turn in iterations
+        if turn.examples and turn.adapter and turn.step_metrics
+    ]
 
 
 def _shares(counts: Sequence[int], manifests: Sequence[Any]) -> list[tuple[int, float]]:
@@ -141,9 +170,11 @@ def _artifact_row(artifact: Artifact, root: str, owner: Mapping[str, str]) -> Ar
 def _highlights(artifact: Artifact) -> Iterator[str]:
     recipe = artifact.manifest.recipe
     values = dict(_leaves(recipe))
-    if artifact.manifest.stage == "train" and values.get("optim.learning_rates"):
-        rates = values["optim.learning_rates"]
+    fit = "grpo" if "objective" in recipe else "optim"
+    if artifact.manifest.stage == "train" and values.get(f"{fit}.learning_rates"):
+        rates = values[f"{fit}.learning_rates"]
         yield f"learning rate {rates[min(recipe['iteration'], len(rates)) - 1]:g}"
+        yield f"epochs {values[f'{fit}.num_epochs']}"
     for path, name in _HIGHLIGHTS.get(artifact.manifest.stage, {}).items():
         value = values.get(path)
         if path == "prompt.version" and isinstance(value, str):
