@@ -7,6 +7,7 @@ naming a letter or answering inside the thinking earns nothing. What a judge say
 (judge/candidates.py) counts for right answers alone.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,13 +17,18 @@ from numpy.typing import NDArray
 
 from mmar_jobs.errors import DataError
 from mmar_jobs.grade import grade, parse
-from mmar_jobs.judge.candidates import rated_id
 from mmar_jobs.prompt import THINK_OPEN
 from mmar_jobs.records import Candidate, Finish, Grade, Question
 
 _FREE_SHARE: Final = 0.8  # of the token limit; beyond it length costs (DAPO, arXiv 2503.14476)
 _LOOP_TIMES: Final = 8
 _LOOP_WORDS: Final = 64
+
+
+def rated_id(candidate: Candidate) -> str:
+    """Under which id a judge rates a candidate: its question, its draw, and what it said."""
+    said = hashlib.sha256(candidate.completion.encode(errors="replace")).hexdigest()
+    return f"{candidate.question_id}#{candidate.draw}#{said[:12]}"
 
 
 @dataclass(frozen=True, slots=True)

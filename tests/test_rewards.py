@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmar_jobs.errors import DataError
-from mmar_jobs.judge.candidates import rated_id
 from mmar_jobs.recipes import RewardRecipe
 from mmar_jobs.records import Finish, Question
-from mmar_jobs.rewards import REWARDS, Circumstances, total_reward
+from mmar_jobs.rewards import REWARDS, Circumstances, rated_id, total_reward
 from tests.fakes import make_candidate, make_question, think
 
 KNOWN = Circumstances(solved_muted=False, max_tokens=100, think_open_in_prompt=False)

@@ -4,7 +4,6 @@ Not here: the files (candidates_command.py), asking the judge (rate.py), what a 
 (mmar_jobs/rewards.py).
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,12 +14,7 @@ from mmar_jobs.grade import grade
 from mmar_jobs.judge.result import RubricScore
 from mmar_jobs.judge.rubric import Rubric
 from mmar_jobs.records import Candidate, Grade, Question
-
-
-def rated_id(candidate: Candidate) -> str:
-    """Under which id a judge rates a candidate: its question, its draw, and what it said."""
-    said = hashlib.sha256(candidate.completion.encode(errors="replace")).hexdigest()
-    return f"{candidate.question_id}#{candidate.draw}#{said[:12]}"
+from mmar_jobs.rewards import rated_id
 
 
 def rows_to_rate(
