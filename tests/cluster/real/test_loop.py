@@ -7,12 +7,9 @@ from mmar_jobs.tiny.build import TinyWorld
 from tests.cluster.real.evidence import evidence
 from tests.cluster.real.fault_proxy import URL as FAULTY
 from tests.cluster.real.fault_proxy import Faults, faulty
-from tests.cluster.real.loop import STAGES, Loop
+from tests.cluster.real.loop import RUN_ID, STAGES, Loop
 from tests.cluster.real.namespace import Namespace
 from tests.cluster.real.s3 import KEYS, S3
-
-# So short that their pods are deleted while Python starts; the others once they hold the lease.
-SHORT = ("ingest", "filter", "submit", "report")
 
 
 def test_the_workflow_makes_the_local_runs_submission(
@@ -34,29 +31,32 @@ def test_the_workflow_makes_the_local_runs_submission(
     assert [] == [place for place, text in texts.items() if len(text) < 100]
 
 
-def test_the_same_submission_while_every_pod_is_lost_once_and_s3_is_bad(
-    namespace: Namespace, s3: S3, world: TinyWorld, local_submission: bytes
+def test_a_training_that_is_killed_ends_as_an_undisturbed_one(
+    namespace: Namespace, s3: S3, world: TinyWorld
 ) -> None:
-    """Each stage loses a pod, training without a warning; S3 refuses a fifth, loses each 50th."""
-
-    def lose(stage: str, program: subprocess.Popen[str]) -> None:
-        def is_under_way() -> bool:
-            assert program.poll() is None, program.communicate()
-            return bool(_running(namespace, stage)) and (stage in SHORT or loop.is_working())
-
-        namespace.wait_until(f"{stage} works", is_under_way, 120)
-        grace = {"gracePeriodSeconds": 0} if stage == "train" else {}
-        namespace.delete("pods", _running(namespace, stage)[-1], **grace)
-
-    loop = Loop(namespace, s3, world, lose)
+    """Without a warning, under bad S3: the next pod waits for the lease, goes on, and is exact."""
+    loop = Loop(namespace, s3, world)
     loop.prepare(MMAR_ENDPOINT_URL=FAULTY)
+
+    def kill(stage: str, program: subprocess.Popen[str]) -> None:
+        namespace.wait_until("it works", loop.is_working, 240)
+        namespace.delete("pods", _running(namespace, stage)[-1], gracePeriodSeconds=0)
+
     with faulty(Faults()) as faults:
-        loop.submit()
-    assert local_submission == loop.submission()
-    lost = [stage for stage in STAGES if loop.said[stage].events("pod_gone")]
-    assert STAGES == lost
-    assert faults.done["refused"] > 20
-    assert faults.done["cut"] > 2
+        assert 0 == loop.run_stage("ingest", *loop.questions)
+        assert 0 == loop.run_stage("generate")
+        assert 0 == loop.run_stage("filter")
+        loop.disturb = kill
+        assert 0 == loop.run_stage("train")
+        assert loop.said["train"].events("pod_gone")
+        disturbed = loop.forget("adapter")
+        namespace.delete("batch/v1/jobs", f"{RUN_ID}-i1-train", propagationPolicy="Foreground")
+        loop.disturb = lambda stage, program: None
+        assert 0 == loop.run_stage("train")
+    assert disturbed
+    assert disturbed == loop.forget("adapter")
+    assert faults.done["refused"] > 5
+    assert faults.done["cut"] > 1
 
 
 def _running(namespace: Namespace, stage: str) -> list[str]:
