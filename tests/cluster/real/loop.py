@@ -115,18 +115,6 @@ class Loop:
         made: bytes = self.s3.client.get_object(Bucket=BUCKET, Key=zipped)["Body"].read()
         return made
 
-    def forget(self, artifact: str) -> dict[str, bytes]:
-        """Delete an artifact of the first turn; the tensors that it had, by their keys."""
-        prefix = f"{self.namespace.name}/store/runs/{RUN_ID}/iter-1/{artifact}/"
-        found = self.s3.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
-        tensors = {}
-        for key in (item["Key"] for item in found):
-            if key.endswith(".safetensors"):
-                body = self.s3.client.get_object(Bucket=BUCKET, Key=key)["Body"]
-                tensors[key] = body.read()
-            self.s3.client.delete_object(Bucket=BUCKET, Key=key)
-        return tensors
-
 
 def _outputs(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()} if folder.exists() else {}
