@@ -3,9 +3,13 @@
 Not here: what the commands do.
 """
 
+import os
+import signal
 import sys
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
+_TRY_AGAIN: Final = 75
 COMMANDS: Final = {
     "run": "the whole loop on this machine, from questions to submission.zip and report.html",
     "ingest": "check questions and clips, split them by audio, guard the benchmark",
@@ -67,9 +71,18 @@ def main() -> int:
 
         sys.stdout.write(f"mmar-jobs {version('mmar-jobs')}\n")
         return 0
+    if os.getpid() == 1:
+        # The first process of a container: the kernel drops what it has no handler for, and a
+        # stage that is asked to stop while it imports would be killed with the run's lease.
+        signal.signal(signal.SIGTERM, _stop)
     from mmar_jobs.cli import run_command  # noqa: PLC0415 - --help must not import pydantic
 
     return run_command(arguments[0], arguments[1:])
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    raise SystemExit(_TRY_AGAIN)
 
 
 if __name__ == "__main__":

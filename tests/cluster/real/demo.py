@@ -18,9 +18,10 @@ NAMESPACE = "mmar-jobs"
 
 def main() -> None:
     """Leave world, submission.zip and report.html in the folder that is given."""
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).resolve()
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "work").mkdir(parents=True)
+    for name in ("work", "world"):
+        (folder / name).mkdir(parents=True)
     _say("starting etcd, the control plane, a kubelet and an S3 server")
     with (
         running_node() as node,

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmar_jobs.layout import run_key
-from mmar_jobs.store.base import lease_key
 from mmar_jobs.tiny.build import TinyWorld
 from tests.cluster.real.argo import Workflow
 from tests.cluster.real.namespace import Namespace, Said, bucket_uri, said
@@ -101,11 +99,6 @@ class Loop:
     def store(self) -> str:
         """Its address."""
         return bucket_uri(f"{self.namespace.name}/store")
-
-    def is_working(self) -> bool:
-        """Whether a stage holds the run's lease: it has begun and has not ended."""
-        key = f"{self.namespace.name}/store/{lease_key(run_key(RUN_ID))}"
-        return "Contents" in self.s3.client.list_objects_v2(Bucket=BUCKET, Prefix=key)
 
     def submission(self) -> bytes:
         """The one that it made."""
