@@ -94,7 +94,9 @@ cluster-demo: setup ## the whole job on a real Kubernetes of this machine, tiny 
 	@$(RUN) mmar-jobs validate $(CLUSTER_DEMO)/submission.zip --meta $(CLUSTER_DEMO)/world/benchmark.jsonl
 	@$(RUN) mmar-jobs score $(CLUSTER_DEMO)/submission.zip --meta $(CLUSTER_DEMO)/world/benchmark.jsonl
 
-check: setup ## formatting, lint, types
+check: setup ## locks, formatting, lint, types
+	@for place in . images/serve tests/serve/environment; do \
+		$(UV) lock --check --quiet --project $$place || exit; done
 	@$(RUN) ruff format --check .
 	@$(RUN) ruff check .
 	@$(RUN) mypy
