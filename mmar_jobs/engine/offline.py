@@ -6,6 +6,7 @@ vLLM, whose torch is another than the trainer's (images/serve).
 """
 
 import asyncio
+import gc
 import os
 import shlex
 import weakref
@@ -183,6 +184,8 @@ def open_offline_engine(
 
     Raises SettingsError where vLLM is not installed, or does not start with these options.
     """
+    # An engine that nobody holds any more still has its GPUs where a cycle holds it.
+    gc.collect()
     folder, identity = base, ModelIdentity(base_digest=model_digest(base))
     if adapter is not None:
         folder, identity = _merge(base, adapter, settings)

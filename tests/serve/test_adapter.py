@@ -58,14 +58,17 @@ def test_the_served_child_is_what_was_trained(vllm: Vllm, child: Vllm, adapter: 
     ]
 
 
-def test_the_loop_ends_in_a_submission(vllm: Vllm, child: Vllm, trained: Job) -> None:
+def test_the_loop_ends_in_a_submission(
+    vllm: Vllm, child: Vllm, trained: Job, tmp_path: Path
+) -> None:
     """With parent and child served side by side, each is asked for its own, to the valid zip."""
+    job = trained.copy(tmp_path)
     servers = f"{vllm.url},{child.url}"
-    trained.do("evaluate", servers=servers)
-    trained.do("infer", servers=servers)
-    archive = trained.place / "submission.zip"
-    trained.do("submit", "--output", str(archive))
-    assert 0 == run_command("validate", [str(archive), "--meta", str(trained.world.benchmark)])
+    job.do("evaluate", servers=servers)
+    job.do("infer", servers=servers)
+    archive = tmp_path / "submission.zip"
+    job.do("submit", "--output", str(archive))
+    assert 0 == run_command("validate", [str(archive), "--meta", str(job.world.benchmark)])
 
 
 def test_a_server_of_another_model_is_asked_nothing(
