@@ -72,8 +72,8 @@ class Completion:
 
     text: str
     finish: Finish
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
     audio_tokens: int
     error: str = ""
 

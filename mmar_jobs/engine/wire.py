@@ -4,6 +4,7 @@ In the words of its OpenAI-compatible server; what answers in this process is re
 (offline.py). Pure: no connection, no clock. Not here: sending it (link.py), to whom (server.py).
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final
@@ -183,8 +184,9 @@ def _completion(
         # Of a list transformers looks at every token to see what it is.
         text=vocabulary.decode(np.asarray(ids[:-1] if ended else ids), skip_special_tokens=False),
         finish=finish,
-        token_ids=tuple(ids),
-        logprobs=choice.token_logprobs,
+        # Hundreds of answers wait for their turn: as objects they would take a tenth of the time.
+        token_ids=array("i", ids),
+        logprobs=array("d", choice.token_logprobs),
         audio_tokens=audio_tokens,
     )
 
