@@ -5,6 +5,7 @@ Candidates of one question share its prefill. Not here: servers and vLLM.
 Legend: B requests, R rows (one per draw), S prompt tokens, L cached tokens, V vocabulary, H hidden.
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,8 +108,8 @@ class LocalEngine:
         return Completion(
             text=self._tokenizer.decode(text_ids, skip_special_tokens=False),
             finish=row.finish,
-            token_ids=tuple(row.token_ids),
-            logprobs=tuple(row.logprobs),
+            token_ids=array("i", row.token_ids),
+            logprobs=array("d", row.logprobs),
             audio_tokens=audio_tokens,
         )
 
