@@ -154,7 +154,9 @@ class Dispatcher(Generic[J, R]):
     """Keeps jobs under way while `has_room` beside them, taking each when its turn comes."""
 
     def __init__(
-        self, has_room: Callable[[Collection[J]], bool], work: Callable[[J], Awaitable[R]]
+        self,
+        has_room: Callable[[Collection[J]], bool],
+        work: Callable[[J], Coroutine[None, None, R]],
     ) -> None:
         self._has_room = has_room
         self._work = work
@@ -185,8 +187,5 @@ class Dispatcher(Generic[J, R]):
             job = self._next.popleft() if self._next else next(source, None)
             if job is None:
                 break
-            self._under_way[asyncio.create_task(self._do(job))] = job
+            self._under_way[asyncio.create_task(self._work(job))] = job
         return bool(self._under_way)
-
-    async def _do(self, job: J) -> R:
-        return await self._work(job)

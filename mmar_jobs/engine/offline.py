@@ -31,7 +31,7 @@ from mmar_jobs.engine import (
 )
 from mmar_jobs.engine.fleet import Dispatcher, ticking
 from mmar_jobs.engine.prompt_tokenizer import PromptTokenizer
-from mmar_jobs.engine.serving import GIB, Node, Workload, one_server, serve_args
+from mmar_jobs.engine.serving import GIB, USUAL_WORKLOAD, Node, one_server, serve_args
 from mmar_jobs.engine.serving_command import read_shape, served_name
 from mmar_jobs.engine.wire import (
     Choice,
@@ -47,7 +47,6 @@ from mmar_jobs.identity import Canary, ModelIdentity
 from mmar_jobs.manifest import sha256
 from mmar_jobs.recipes import EngineSettings
 
-_WORKLOAD: Final = Workload(max_tokens=6000, mean_tokens=1500)
 # Sequences given to vLLM for each that it decodes at a time: the next ones wait where it can see
 # them, and no more clips are held than that.
 _AHEAD: Final = 1.5
@@ -230,7 +229,7 @@ def _start(folder: Path, settings: EngineSettings) -> Any:
         ) from None
     num_gpus = 1 if current_platform.is_cpu() else _num_gpus(current_platform)
     node = Node(num_gpus, current_platform.get_device_total_memory() / GIB)
-    layout = one_server(read_shape(folder), node, _WORKLOAD)
+    layout = one_server(read_shape(folder), node, USUAL_WORKLOAD)
     if layout.tensor_parallel < num_gpus:
         structlog.get_logger().warning(
             "gpus_idle", used=layout.tensor_parallel, visible=num_gpus, why="heads split no further"

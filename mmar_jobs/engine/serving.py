@@ -88,6 +88,9 @@ class Workload:
     mean_tokens: int
 
 
+USUAL_WORKLOAD: Final = Workload(max_tokens=6000, mean_tokens=1500)
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """`num_servers` servers over `tensor_parallel` GPUs each."""

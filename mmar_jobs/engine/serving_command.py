@@ -17,7 +17,16 @@ from pydantic import ValidationError
 from mmar_jobs.arguments import Parser, not_negative, whole_number
 from mmar_jobs.artifact import MANIFEST
 from mmar_jobs.base_model import check_config, model_digest
-from mmar_jobs.engine.serving import Node, Shape, Workload, lay_out, lora_args, serve_args, servers
+from mmar_jobs.engine.serving import (
+    USUAL_WORKLOAD,
+    Node,
+    Shape,
+    Workload,
+    lay_out,
+    lora_args,
+    serve_args,
+    servers,
+)
 from mmar_jobs.errors import DataError, ExitCode
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -126,14 +135,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max-tokens",
         type=whole_number(1),
-        default=6000,
-        help="longest completion, as --sampling.max-tokens (default: 6000)",
+        default=USUAL_WORKLOAD.max_tokens,
+        help="longest completion, as --sampling.max-tokens (default: %(default)s)",
     )
     parser.add_argument(
         "--mean-tokens",
         type=whole_number(1),
-        default=1500,
-        help="mean completion; decides how many run at a time (default: 1500)",
+        default=USUAL_WORKLOAD.mean_tokens,
+        help="mean completion; decides how many run at a time (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",
