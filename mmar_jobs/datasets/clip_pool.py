@@ -4,16 +4,19 @@ Not here: what is measured (clip_facts.py). A clip that cannot be read or decode
 its reason and not an error; the death of a worker is one.
 """
 
-import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Final
+
+from loky import ProcessPoolExecutor
 
 from mmar_jobs.audio import check_length
 from mmar_jobs.datasets.clip_cache import ClipCache
@@ -28,6 +31,7 @@ from mmar_jobs.store import read_uri
 
 _BATCH: Final = 16
 _BATCHES_AHEAD: Final = 4  # per worker: enough to keep it busy, few enough to stop at once
+_LOOK_FOR_PARENT_S: Final = 1
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,8 @@ def _batches(
         for batch in batches:
             yield batch, _examine_batch(batch, place)
         return
-    # Not forked: the threads of a parent's numeric libraries would be copied in mid-step.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(batches)), mp_context=context, initializer=_calm)
+    # loky's: where a worker dies while another one starts, Python's own pool may wait for ever.
+    pool = ProcessPoolExecutor(min(jobs, len(batches)), initializer=_calm, initargs=(os.getpid(),))
     pending: dict[Future[list[Examined]], Sequence[str]] = {}
     waiting = iter(batches)
     try:
@@ -114,7 +117,7 @@ def _batches(
     except BrokenProcessPool:
         raise DataError(_death(list(pending.values()))) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(kill_workers=True)
 
 
 def _death(batches: Sequence[Sequence[str]]) -> str:
@@ -127,11 +130,18 @@ def _death(batches: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _calm() -> None:
-    """A worker ends when its parent says so: Ctrl-C reaches the whole group at once."""
+def _calm(parent: int) -> None:
+    """A worker ends when its parent says so, or is no more: Ctrl-C reaches the whole group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["OMP_NUM_THREADS"] = "1"
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_FOR_PARENT_S)
+    os._exit(1)
 
 
 def _examine_batch(paths: Sequence[str], place: Place) -> list[Examined]:

@@ -89,36 +89,74 @@ def test_processes_change_nothing(clips: Path) -> None:
     assert {"examining clips": 41} == track.done == track.totals
 
 
-def test_a_dead_worker_is_one_line(clips: Path, tmp_path: Path) -> None:
-    """Killed for its memory, say: which batch it had is told, and that one process shows more."""
-    code = (
-        "import os, sys, threading, time\n"
-        "from mmar_jobs.datasets.clip_pool import Place, examine\n"
-        "from mmar_jobs.errors import DataError\n"
-        "from mmar_jobs.progress import no_bar\n"
-        "def kill():\n"
-        "    children = f'/proc/{os.getpid()}/task/{os.getpid()}/children'\n"
-        "    while True:\n"
-        "        for child in open(children).read().split():\n"
-        "            if 'spawn_main' in open(f'/proc/{child}/cmdline').read():\n"
-        "                os.kill(int(child), 9)\n"
-        "                return\n"
-        "        time.sleep(0.02)\n"
-        "if __name__ == '__main__':\n"
-        "    threading.Thread(target=kill, daemon=True).start()\n"
-        f"    names = [f'{{i}}.wav' for i in range(40)]\n"
-        "    try:\n"
-        f"        examine(names, Place({str(clips)!r}), no_bar, jobs=2)\n"
-        "    except DataError as error:\n"
-        "        print(error)\n"
-    )
+WORKERS = """
+import os, signal, sys, threading, time
+from mmar_jobs.datasets.clip_pool import Place, examine
+from mmar_jobs.errors import DataError
+from mmar_jobs.progress import no_bar
+
+
+def workers():
+    found = []
+    for child in open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split():
+        try:
+            if "--process-name" in open(f"/proc/{child}/cmdline").read():
+                found.append(int(child))
+        except OSError:
+            pass
+    return found
+
+
+def strike():
+    while not workers():
+        time.sleep(0.001)
+    time.sleep(float(sys.argv[2]))
+    ACT
+
+
+if __name__ == "__main__":
+    threading.Thread(target=strike, daemon=True).start()
+    try:
+        examine([f"{i}.wav" for i in range(40)], Place(sys.argv[1]), no_bar, jobs=2)
+    except DataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("after_s", [0, 0.05, 0.3])
+def test_a_dead_worker_is_one_line(clips: Path, tmp_path: Path, after_s: float) -> None:
+    """Killed for its memory, say, while others start or work: the batches in flight are told."""
     script = tmp_path / "main.py"
-    script.write_text(code)
+    script.write_text(WORKERS.replace("ACT", "os.kill(workers()[0], signal.SIGKILL)"))
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=240
+        [sys.executable, str(script), str(clips), str(after_s)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert "a process that decodes clips died" in done.stdout
     assert "--jobs 1 shows which" in done.stdout
+
+
+def test_workers_do_not_outlive_their_parent(clips: Path, tmp_path: Path) -> None:
+    """Killed, the parent could not tell them to end."""
+    script = tmp_path / "main.py"
+    script.write_text(
+        WORKERS.replace(
+            "ACT", "print(*workers(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+    )
+    # Returns when the last process that holds the output has ended.
+    done = subprocess.run(
+        [sys.executable, str(script), str(clips), "0.3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert -signal.SIGKILL == done.returncode
+    assert 2 == len(done.stdout.split())
 
 
 def test_sigterm_stops_after_what_is_measured_is_kept(clips: Path, tmp_path: Path) -> None:
