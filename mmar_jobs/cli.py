@@ -124,7 +124,8 @@ def _stage_command(name: str, arguments: Sequence[str]) -> int:
     if command.outcome_file is not None and process.rank == 0:
         write_outcome(command.outcome_file, outcome)
     if artifact is not None:
-        log.info("job_finished", artifact=artifact.key, **artifact.manifest.counts)
+        manifest = artifact.manifest
+        log.info(logs.FINISHED, artifact=artifact.key, **manifest.counts, **manifest.cost)
     return int(ExitCode.DONE)
 
 

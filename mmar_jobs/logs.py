@@ -6,11 +6,13 @@ hold secrets.
 
 import logging
 import sys
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import structlog
 from structlog.processors import ExceptionRenderer
 from structlog.tracebacks import ExceptionDictTransformer
+
+FINISHED: Final = "job_finished"  # the event of a stage that has made its artifact
 
 
 def configure(log_format: Literal["auto", "json", "console"]) -> Any:

@@ -39,15 +39,16 @@ def lines(log: Any, *, every_s: float = _BETWEEN_LINES_S) -> Tracker:
 
     @contextmanager
     def line(label: str, total: int) -> Iterator[Advance]:
-        num_done, said_at = 0, time.monotonic()
+        num_done, num_said, said_at = 0, 0, time.monotonic()
 
         def advance(num: int) -> None:
-            nonlocal num_done, said_at
+            nonlocal num_done, num_said, said_at
             num_done += num
             now = time.monotonic()
             if now - said_at >= every_s:
-                said_at = now
-                log.info(PROGRESS, label=label, done=num_done, total=total)
+                per_s = float(f"{(num_done - num_said) / max(now - said_at, 1e-9):.3g}")
+                num_said, said_at = num_done, now
+                log.info(PROGRESS, label=label, done=num_done, total=total, per_s=per_s)
 
         yield advance
 

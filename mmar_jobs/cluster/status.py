@@ -5,15 +5,28 @@ Not here: what the stages found, which their artifacts tell (`mmar-jobs report`)
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
-from mmar_jobs.cluster.api import Cluster, Object
+from mmar_jobs.cluster.api import Cluster, NotFound, Object, Refused
 from mmar_jobs.cluster.diagnosis import ending_of, trouble_of
-from mmar_jobs.cluster.jobs import ITERATION_LABEL, RUN_LABEL, STAGE_LABEL, condition, num_gpus
+from mmar_jobs.cluster.jobs import (
+    CONTAINER,
+    ITERATION_LABEL,
+    RUN_LABEL,
+    STAGE_LABEL,
+    condition,
+    num_gpus,
+)
 from mmar_jobs.cluster.lease import HOLDER, LEASE
+from mmar_jobs.cluster.pod_logs import has_log
 from mmar_jobs.cluster.run_job import by_age
+from mmar_jobs.cluster.stage_lines import summary_of
+from mmar_jobs.errors import TryAgain
+
+_TAIL: Final = {"container": CONTAINER, "tailLines": "100"}
 
 
 @dataclass(frozen=True)
@@ -43,10 +56,24 @@ def rows_of(cluster: Cluster, run_id: str) -> list[Row]:
         pods[pod["metadata"]["labels"].get("batch.kubernetes.io/job-name")].append(pod)
     events = cluster.list("Event", fields="type=Warning")
     now = cluster.now()
-    rows = [job_row(job, pods[job["metadata"]["name"]], events, now) for job in jobs]
+    rows = []
+    for job in jobs:
+        own = pods[job["metadata"]["name"]]
+        row = job_row(job, own, events, now)
+        rows.append(row if row.says else replace(row, says=_last_words(cluster, own)))
     servers = cluster.list("StatefulSet")
     held = [each for each in servers if _notes(each).get(HOLDER) == run_id]
     return rows + [_server_row(cluster, server, now) for server in held]
+
+
+def _last_words(cluster: Cluster, pods: Sequence[Object]) -> str:
+    """How far and how fast its newest pod is or was, which stays unsaid where the log is gone."""
+    spoke = [pod["metadata"]["name"] for pod in pods if has_log(pod)]
+    if not spoke:
+        return ""
+    with suppress(NotFound, Refused, TryAgain):
+        return summary_of(cluster.log_lines(spoke[-1], _TAIL))
+    return ""
 
 
 def job_row(job: Object, pods: Sequence[Object], events: Sequence[Object], now: datetime) -> Row:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmar_jobs.cluster.stage_lines import StageLines, progress_of
+from mmar_jobs.cluster.stage_lines import StageLines, progress_of, summary_of
 from mmar_jobs.progress import lines
 from tests.cluster.test_run_job import Log
 
@@ -17,6 +17,7 @@ def test_a_stage_without_a_terminal_tells_its_progress_now_and_then() -> None:
         advance(1)
         advance(2)
     assert [1, 3] == [values["done"] for _, values in log.events]
+    assert all(values["per_s"] > 0 for _, values in log.events)
     quiet = Log()
     with lines(quiet)("asked", 4) as advance:
         advance(4)
@@ -39,3 +40,15 @@ def test_argo_reads_how_far_the_stage_is(
 def test_other_lines_are_no_progress(line: str) -> None:
     """Whatever else a stage says."""
     assert progress_of(line) is None
+
+
+def test_status_says_how_far_and_how_fast() -> None:
+    """The newest line that tells; tokens a second once it is done; nothing from other lines."""
+    begun = '{"event": "progress", "label": "asking", "done": 10, "total": 4000}'
+    newer = '{"event": "progress", "label": "asking", "done": 1234, "total": 4000, "per_s": 2.5}'
+    assert "asking: 10 of 4,000" == summary_of([begun])
+    assert "asking: 1,234 of 4,000, 2.5/s" == summary_of([begun, newer, "plain", "{", "{}"])
+    done = '{"event": "job_finished", "num_tokens": 9, "tokens_per_s": 5312.4}'
+    assert "5,312 tokens/s" == summary_of([newer, done])
+    assert "" == summary_of([newer, '{"event": "job_finished"}'])
+    assert "" == summary_of(["[1]", "plain"])

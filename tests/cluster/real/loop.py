@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmar_jobs.layout import run_key
+from mmar_jobs.store.base import lease_key
 from mmar_jobs.tiny.build import TinyWorld
 from tests.cluster.real.argo import Workflow
 from tests.cluster.real.namespace import Namespace, Said, bucket_uri, said
@@ -94,6 +96,11 @@ class Loop:
         done = self.said[words[1]] = said(program, 600)
         assert done.code in (0, 75), f"{words}\n{done.out[-3000:]}\n{done.err[-3000:]}"
         return done.code, _outputs(outputs)
+
+    def holds_lease(self) -> bool:
+        """Whether a stage of the run is past its start: no other may write now."""
+        key = f"{self.namespace.name}/store/{lease_key(run_key(RUN_ID))}"
+        return "Contents" in self.s3.client.list_objects_v2(Bucket=BUCKET, Prefix=key)
 
     @property
     def store(self) -> str:

@@ -11,6 +11,7 @@ import yaml
 from tests.cluster.real.namespace import Namespace, arguments, said, shell_job
 
 DONE = """echo '{"learned": true, "num_examples": 3}' > /dev/termination-log"""
+FINISHED = '{"event": "job_finished", "tokens_per_s": 1234.4}'
 # A stage that ends well after some seconds, and as ours do when it is asked to stop.
 PATIENT = "trap 'echo asked to stop; exit 75' TERM; echo began; sleep 8 & wait $!; echo ended"
 
@@ -194,7 +195,7 @@ def test_status_and_logs_tell_of_a_run(namespace: Namespace, gpus: int) -> None:
     """One line a stage, its GPU time, and why what failed failed."""
     wants = {"resources": {"limits": {"nvidia.com/gpu": gpus}}}
     good = write(
-        namespace, shell_job("echo hello; sleep 4", stage="train", container=wants), "good"
+        namespace, shell_job(f"echo '{FINISHED}'; sleep 4", stage="train", container=wants), "good"
     )
     bad = write(namespace, shell_job("echo broken; exit 3", stage="evaluate"), "bad")
     assert 0 == namespace.run(*arguments("train", "r", good)).code
@@ -202,10 +203,12 @@ def test_status_and_logs_tell_of_a_run(namespace: Namespace, gpus: int) -> None:
     status = namespace.run("status", "r", "--gpu-hour-price", "3600")
     assert 0 == status.code, status.err
     lines = status.out.splitlines()
-    assert [line for line in lines if "train 1" in line and "done" in line]
+    [done] = [line for line in lines if "train 1" in line]
+    assert "done" in done
+    assert "1,234 tokens/s" in done
     assert [line for line in lines if "evaluate 1" in line and "failed (3)" in line]
     logs = namespace.run("logs", "r")
     texts = [line.partition(" ")[2] for line in logs.out.splitlines()]
-    assert ["hello", "broken"] == texts
+    assert [FINISHED, "broken"] == texts
     assert 3 == namespace.run("logs", "nobody").code
     assert 3 == namespace.run("status", "nobody").code
