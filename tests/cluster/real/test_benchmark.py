@@ -43,7 +43,7 @@ def test_a_bench_is_measured_kept_and_judged(namespace: Namespace) -> None:
 
     assert 2 == run_bench(BROKEN, COMMITS[0])
     log = archive.store.read(f"{COMMITS[0]}/{parse_cell(BROKEN).key}.log")
-    assert b"none is no whole number" in log
+    assert b"'none' is no whole number" in log
     for commit in COMMITS:
         assert 0 == run_bench(BENCH, commit)
     archive.move_baseline(COMMITS[0])
