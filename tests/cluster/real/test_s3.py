@@ -11,12 +11,12 @@ import pytest
 from mmar_jobs.tiny.build import TinyWorld
 from tests.cluster.real.fault_proxy import URL as FAULTY
 from tests.cluster.real.fault_proxy import Faults, faulty
+from tests.cluster.real.machine import wrong_clock
 from tests.cluster.real.namespace import ROOT, Namespace, bucket_uri, said
 from tests.cluster.real.s3 import BUCKET, S3
 from tests.cluster.real.stages import fitted_jobs
 
 AWAY_S = 60
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 MANIFEST = "manifest.json"  # says where and when
 
 
@@ -96,11 +96,7 @@ def test_a_wrong_clock_is_borne_or_named(
     namespace: Namespace, s3: S3, world: TinyWorld, wanted: dict[str, bytes], skew: str, code: int
 ) -> None:
     """S3 bears a quarter of an hour, and so does the run's lease; what is more is said."""
-    if not FAKETIME.exists():
-        pytest.skip("needs Debian's faketime, as install brings it")
-    # Waiting goes by another clock than the date, and must stay right.
-    clock = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    done = namespace.run(*_ingest(namespace, world, **clock))
+    done = namespace.run(*_ingest(namespace, world, **wrong_clock(skew)))
     assert code == done.code, done.out + done.err
     if code:
         assert "S3 finds this machine's clock wrong" in done.out

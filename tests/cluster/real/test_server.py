@@ -3,7 +3,6 @@
 import signal
 import subprocess
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,11 +10,11 @@ import yaml
 from mmar_jobs.cluster.lease import LEASE, write
 from mmar_jobs.tiny.build import TinyWorld
 from tests.cluster.real.loop import RUN_ID, STAGES, Loop
+from tests.cluster.real.machine import wrong_clock
 from tests.cluster.real.namespace import ROOT, Namespace, said, shell_job
 from tests.cluster.real.s3 import BUCKET, S3
 from tests.cluster.real.stages import PORT, answering_server, server
 
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 PATIENT = "trap 'exit 75' TERM; echo began; sleep 60 & wait $!"
 
 
@@ -137,7 +136,6 @@ def test_of_submits_at_one_moment_one_is_taken(namespace: Namespace) -> None:
     assert "mmar-jobs-rest-r-1" == made["metadata"]["name"]
 
 
-@pytest.mark.skipif(not FAKETIME.exists(), reason="needs Debian's faketime, as install brings it")
 @pytest.mark.parametrize("skew", ["-3d", "+3d"])
 def test_a_wrong_clock_neither_steals_nor_reaps_a_server(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch, skew: str
@@ -161,6 +159,5 @@ def test_a_wrong_clock_neither_steals_nor_reaps_a_server(
 
 
 def _set_clock(environment: pytest.MonkeyPatch, skew: str) -> None:
-    clock = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": skew}
-    for name, value in clock.items():
+    for name, value in wrong_clock(skew).items():
         environment.setenv(name, value)
