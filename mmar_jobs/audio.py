@@ -1,7 +1,7 @@
 """Decoding of clips and the arithmetic that tells whether a model heard all of one.
 
 Not here: mel features and the audio tower (engine/, qlora/), storage (store). The only importer of
-librosa and soundfile, both lazily: `mmar-jobs --help` must not pay for them.
+soundfile and soxr, both lazily: `mmar-jobs --help` must not pay for them.
 """
 
 import io
@@ -83,7 +83,7 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     `name` stands for the file in errors. A clip more than PADDING_S longer than `max_s` seconds is
     refused by its header, before it fills the memory.
     """
-    import librosa  # noqa: PLC0415 - heavy, and only stages that hear need it
+    import soxr  # noqa: PLC0415 - only stages that hear need it
 
     if not data:
         raise DataError(f"audio file {name} is empty: fetch it again")
@@ -94,7 +94,7 @@ def decode(data: bytes, name: str, *, max_s: float | None = None) -> Clip:
     if not np.isfinite(mono).all():
         raise DataError(f"audio file {name} holds values that are not numbers: encode it again")
     if rate_hz != SAMPLE_RATE_HZ and len(mono):
-        mono = librosa.resample(mono, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
+        mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
     duration_s = len(mono) / SAMPLE_RATE_HZ
     check_length(duration_s, max_s, name)
     if duration_s < MIN_CLIP_S:

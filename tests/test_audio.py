@@ -63,6 +63,15 @@ def test_decode_keeps_length_pitch_and_level(format_: str, rate_hz: int, num_cha
     assert abs(np.abs(clip.waveform[2000:-4000]).max() - expected) < 0.03
 
 
+@pytest.mark.parametrize("rate_hz", [11_025, 22_050, 44_100, 48_000])
+def test_resampling_moves_nothing(rate_hz: int) -> None:
+    """Sample by sample what the same tone is at 16 kHz, but for the first and last 20 ms."""
+    found = decode(sound_bytes(tone(seconds=1, rate_hz=rate_hz), rate_hz, "WAV", "FLOAT"), "clip")
+    expected = tone(seconds=1)[:, 0]
+    assert len(expected) == len(found.waveform)
+    assert np.abs(found.waveform - expected)[320:-320].max() < 1e-4
+
+
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "ULAW"])
 def test_decode_reads_wav_of_every_depth(subtype: str) -> None:
     """The depth of the file does not change what is heard."""
