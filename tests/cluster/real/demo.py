@@ -5,6 +5,7 @@ What `argo submit` would start is done step by step; each command is shown with 
 
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,8 +47,10 @@ def _shown(workflow: Workflow) -> RunPod:
 
     def shown(command: Sequence[str]) -> tuple[int, dict[str, str]]:
         _say(f"$ {' '.join(command)}")
+        began = time.monotonic()
         code, outputs = run_pod(command)
-        _say(f"  exit code {code}{f', {outputs}' if outputs else ''}")
+        took = f"{time.monotonic() - began:.0f} s"
+        _say(f"  exit code {code} after {took}{f', {outputs}' if outputs else ''}")
         return code, outputs
 
     return shown
