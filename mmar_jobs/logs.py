@@ -12,7 +12,7 @@ import structlog
 from structlog.processors import ExceptionRenderer
 from structlog.tracebacks import ExceptionDictTransformer
 
-FINISHED: Final = "job_finished"  # the event of a stage that has made its artifact
+FINISHED: Final = "job_finished"  # the event of a command that has made what it is for
 
 
 def configure(log_format: Literal["auto", "json", "console"]) -> Any:

@@ -55,7 +55,7 @@ def merge(arguments: Sequence[str]) -> int:
         "seconds": round(seconds, 3),
         "mb_per_s": round(merged.size_bytes / _BYTES_PER_MB / seconds, 1),
     }
-    log.info("job_finished", **result)
+    log.info(logs.FINISHED, **result)
     sys.stdout.write(f"{json.dumps(result) if chosen.json else merged.path}\n")
     return ExitCode.DONE
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -123,38 +124,28 @@ if __name__ == "__main__":
 """
 
 
+def run_until(act: str, folder: Path, clips: Path, after_s: float) -> CompletedProcess[str]:
+    """Examine `clips` in a process of its own that does `act` so long after its first worker."""
+    script = folder / "main.py"
+    script.write_text(WORKERS.replace("ACT", act))
+    command = [sys.executable, str(script), str(clips), str(after_s)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
 @pytest.mark.parametrize("after_s", [0, 0.05, 0.3])
 def test_a_dead_worker_is_one_line(clips: Path, tmp_path: Path, after_s: float) -> None:
     """Killed for its memory, say, while others start or work: the batches in flight are told."""
-    script = tmp_path / "main.py"
-    script.write_text(WORKERS.replace("ACT", "os.kill(workers()[0], signal.SIGKILL)"))
-    done = subprocess.run(
-        [sys.executable, str(script), str(clips), str(after_s)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    done = run_until("os.kill(workers()[0], signal.SIGKILL)", tmp_path, clips, after_s)
+    assert 0 == done.returncode, done.stderr
     assert "a process that decodes clips died" in done.stdout
     assert "--jobs 1 shows which" in done.stdout
 
 
 def test_workers_do_not_outlive_their_parent(clips: Path, tmp_path: Path) -> None:
     """Killed, the parent could not tell them to end."""
-    script = tmp_path / "main.py"
-    script.write_text(
-        WORKERS.replace(
-            "ACT", "print(*workers(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-        )
-    )
-    # Returns when the last process that holds the output has ended.
-    done = subprocess.run(
-        [sys.executable, str(script), str(clips), "0.3"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    act = "print(*workers(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    done = run_until(act, tmp_path, clips, 0.3)
+    # It returned, so the last process that held its output has ended.
     assert -signal.SIGKILL == done.returncode
     assert 2 == len(done.stdout.split())
 

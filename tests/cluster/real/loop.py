@@ -99,17 +99,21 @@ class Loop:
 
     def holds_lease(self) -> bool:
         """Whether a stage of the run is past its start: no other may write now."""
-        key = f"{self.namespace.name}/store/{lease_key(run_key(RUN_ID))}"
+        key = f"{self._prefix}/{lease_key(run_key(RUN_ID))}"
         return "Contents" in self.s3.client.list_objects_v2(Bucket=BUCKET, Prefix=key)
 
     @property
     def store(self) -> str:
         """Its address."""
-        return bucket_uri(f"{self.namespace.name}/store")
+        return bucket_uri(self._prefix)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.namespace.name}/store"
 
     def submission(self) -> bytes:
         """The one that it made."""
-        key = f"{self.namespace.name}/store/runs/{RUN_ID}/submission"
+        key = f"{self._prefix}/{run_key(RUN_ID)}/submission"
         found = self.s3.client.list_objects_v2(Bucket=BUCKET, Prefix=key)["Contents"]
         [zipped] = [each["Key"] for each in found if each["Key"].endswith("submission.zip")]
         made: bytes = self.s3.client.get_object(Bucket=BUCKET, Key=zipped)["Body"].read()

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from mmar_jobs.tiny.build import TinyWorld, build_world
 from tests.cluster.real.images import Builder
 from tests.cluster.real.namespace import Namespace
@@ -13,14 +11,6 @@ from tests.cluster.real.node import BIN, Node
 from tests.cluster.real.s3 import BUCKET, S3
 
 STATE = BIN.parent / "state"
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-
-
-def wrong_clock(skew: str, **more: str) -> dict[str, str]:
-    """Variables under which a process takes the date to be so much later, "-5m" or "+3d"."""
-    if not FAKETIME.exists():
-        pytest.skip("needs Debian's faketime, as install brings it")
-    return {"LD_PRELOAD": str(FAKETIME), "FAKETIME": skew, **more}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 
+from mmar_jobs.cluster.jobs import STAGE_LABEL
 from tests.cluster.real.node import Node
 from tests.cluster.real.s3 import BUCKET, KEYS, REGION, URL
 
@@ -63,6 +64,15 @@ class Namespace:
     def pods(self) -> list[Object]:
         """All pods, oldest first."""
         return sorted(self.find("pods"), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def running(self, stage: str) -> list[Object]:
+        """Pods of a stage that run, oldest first; also those that are being deleted."""
+        return [
+            pod
+            for pod in self.pods()
+            if pod["metadata"]["labels"].get(STAGE_LABEL) == stage
+            and pod["status"]["phase"] == "Running"
+        ]
 
     def log(self, pod: str) -> str:
         """What a pod's container has said so far."""

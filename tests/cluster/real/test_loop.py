@@ -2,7 +2,6 @@
 
 import subprocess
 
-from mmar_jobs.cluster.jobs import STAGE_LABEL
 from mmar_jobs.tiny.build import TinyWorld
 from tests.cluster.real.evidence import evidence
 from tests.cluster.real.fault_proxy import URL as FAULTY
@@ -52,11 +51,6 @@ def test_the_workflow_makes_the_local_runs_submission_whatever_is_lost(
 
 
 def _running(namespace: Namespace, stage: str) -> list[str]:
-    """Names of the pods of a stage that run."""
-    return [
-        pod["metadata"]["name"]
-        for pod in namespace.pods()
-        if pod["metadata"]["labels"].get(STAGE_LABEL) == stage
-        and pod["status"]["phase"] == "Running"
-        and "deletionTimestamp" not in pod["metadata"]
-    ]
+    """Names of the pods of a stage that run and may go on."""
+    pods = [pod["metadata"] for pod in namespace.running(stage)]
+    return [pod["name"] for pod in pods if "deletionTimestamp" not in pod]

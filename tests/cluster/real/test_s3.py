@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mmar_jobs.tiny.build import TinyWorld
+from tests.cluster.real.clocks import wrong_clock
 from tests.cluster.real.fault_proxy import URL as FAULTY
 from tests.cluster.real.fault_proxy import Faults, faulty
-from tests.cluster.real.machine import wrong_clock
 from tests.cluster.real.namespace import ROOT, Namespace, bucket_uri, said
 from tests.cluster.real.s3 import BUCKET, S3
 from tests.cluster.real.stages import fitted_jobs

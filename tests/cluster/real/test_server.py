@@ -9,8 +9,8 @@ import yaml
 
 from mmar_jobs.cluster.lease import LEASE, write
 from mmar_jobs.tiny.build import TinyWorld
+from tests.cluster.real.clocks import wrong_clock
 from tests.cluster.real.loop import RUN_ID, STAGES, Loop
-from tests.cluster.real.machine import wrong_clock
 from tests.cluster.real.namespace import ROOT, Namespace, said, shell_job
 from tests.cluster.real.s3 import BUCKET, S3
 from tests.cluster.real.stages import PORT, answering_server, server
@@ -34,20 +34,12 @@ def shell_loop(namespace: Namespace, s3: S3, world: TinyWorld) -> Loop:
 
     def end(stage: str, program: subprocess.Popen[str]) -> None:
         if stage == "generate":
-            namespace.wait_until("generate runs", lambda: _runs(namespace, "generate"))
+            namespace.wait_until("generate runs", lambda: namespace.running("generate"))
             program.send_signal(signal.SIGTERM)  # as Argo ends the pod that waits for the Job
             assert 75 == said(program).code
             raise Ended
 
     return Loop(namespace, s3, world, end, jobs=jobs)
-
-
-def _runs(namespace: Namespace, stage: str) -> bool:
-    return any(
-        pod["metadata"]["labels"].get("mmar-jobs/stage") == stage
-        and pod["status"]["phase"] == "Running"
-        for pod in namespace.pods()
-    )
 
 
 def _has_server(namespace: Namespace) -> bool:
@@ -107,7 +99,7 @@ def test_a_workflow_that_is_stopped_takes_its_server_down(shell_loop: Loop) -> N
     namespace = shell_loop.namespace
     assert not _has_server(namespace)
     assert 0 == shell_loop.said["report"].code
-    namespace.wait_until("the stage is gone", lambda: not _runs(namespace, "generate"))
+    namespace.wait_until("the stage is gone", lambda: not namespace.running("generate"))
 
 
 def test_a_workflow_that_is_terminated_leaves_its_server_to_the_reaper(shell_loop: Loop) -> None:
