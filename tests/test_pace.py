@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmar_jobs.engine.pace import MAX_LIMIT, Load, next_limit, parse_load
+from mmar_jobs.engine.pace import FIRST_LIMIT, MAX_LIMIT, Load, next_limit, parse_load
 
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -31,13 +31,12 @@ def test_other_metrics_are_an_error() -> None:
 
 
 def test_it_grows_while_the_queue_is_empty() -> None:
-    """From eight to hundreds in a few polls, and no further than it may."""
-    limit, seen = 8, []
-    for _ in range(15):
+    """From a batch of 16 draws each to hundreds in a few polls, and no further than it may."""
+    limit, seen = FIRST_LIMIT, []
+    for _ in range(5):
         limit = next_limit(limit, limit, Load(running=limit * 16, waiting=0, kv_use=0.5))
         seen.append(limit)
-    assert [12, 18, 27] == seen[:3]
-    assert MAX_LIMIT == seen[-1]
+    assert [128, 256, 512, 512, MAX_LIMIT] == seen
 
 
 @pytest.mark.parametrize(

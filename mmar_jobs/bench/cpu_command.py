@@ -177,6 +177,7 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     flag("--servers", "vLLM servers, URL,URL", default="", shown="vLLM in this process")
     parser.add_argument("--model", required=True, help="folder of the model (required)")
     flag("--questions", "questions, two about each clip", type=positive, default=64)
+    flag("--warm-up", "questions that are asked before these, untimed", type=count, default=0)
     flag("--draws", "draws of each question", type=positive, default=16)
     flag("--max-tokens", "longest completion", type=positive, default=512)
     flag("--clip-s", "length of a clip, seconds", type=positive_real, default=10.0)
@@ -195,6 +196,7 @@ def _generate(chosen: argparse.Namespace, environment: "Environment") -> "Iterab
         servers=chosen.servers,
         model=chosen.model,
         num_questions=chosen.questions,
+        num_warm_up=chosen.warm_up,
         num_draws=chosen.draws,
         max_tokens=chosen.max_tokens,
         clip_s=chosen.clip_s,

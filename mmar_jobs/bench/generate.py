@@ -30,9 +30,8 @@ from mmar_jobs.records import Candidate, Question
 from mmar_jobs.stages import Edges
 from mmar_jobs.stages.answering import Asker, summarise
 from mmar_jobs.stages.asking import Asking
-from mmar_jobs.store import open_store
+from mmar_jobs.store import Store, open_store
 
-_KEY: Final = "bench/candidates"
 _QUESTIONS_PER_SHARD: Final = 32
 _GIB: Final = 1 << 30
 
@@ -41,7 +40,8 @@ _GIB: Final = 1 << 30
 class GenerateBench:
     """What to ask of whom; `servers` and `model` are those of generate.
 
-    Without servers vLLM answers in this process, with `vllm_args`.
+    Without servers vLLM answers in this process, with `vllm_args`. `num_warm_up` questions of their
+    own come first, untimed: a vLLM that has just started still compiles kernels.
 
     `clip_s` is the length of every clip, seconds; two questions share one, as in the data sets.
     """
@@ -49,6 +49,7 @@ class GenerateBench:
     servers: str
     model: str
     num_questions: int = 64
+    num_warm_up: int = 0
     num_draws: int = 16
     max_tokens: int = 512
     clip_s: float = 10.0
@@ -70,14 +71,14 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
     with TemporaryDirectory(prefix="mmar-bench-") as folder:
         store = open_store(folder)
         questions = _write_questions(Path(folder) / "clips", bench)
-        draft = begin(store, _KEY, stage="bench", recipe=asdict(bench), inputs={})
-        assert isinstance(draft, Draft), "the store is new"
         engine = open_engine(Path(bench.model), None, chosen)
         engine.canary()  # servers that are still starting are waited for outside of the measurement
         edges = Edges(store, open_engine, no_bar, structlog.get_logger())
         asker = Asker(engine, ClipReader(str(Path(folder) / "clips")), edges, _asking(bench))
+        asker.ask(_draft(store, "warm-up", bench), questions[bench.num_questions :], "warm-up")
+        draft = _draft(store, "candidates", bench)
         began_s, cpu_began_s = time.monotonic(), time.process_time()
-        names = asker.ask(draft, questions, "bench")
+        names = asker.ask(draft, questions[: bench.num_questions], "bench")
         seconds, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_began_s
         counts, _ = summarise(c for name in names for c in draft.read_records(name, Candidate))
     most_bytes = peak_bytes()
@@ -110,6 +111,12 @@ def _chosen(bench: GenerateBench) -> EngineSettings:
         raise SettingsError(f"--servers {bench.servers}: {error.errors()[0]['msg']}") from None
 
 
+def _draft(store: Store, name: str, bench: GenerateBench) -> Draft:
+    draft = begin(store, f"bench/{name}", stage="bench", recipe=asdict(bench), inputs={})
+    assert isinstance(draft, Draft), "the store is new"
+    return draft
+
+
 def _asking(bench: GenerateBench) -> Asking:
     sampling = Sampling(
         temperature=bench.temperature,
@@ -128,7 +135,7 @@ def _write_questions(folder: Path, bench: GenerateBench) -> list[Question]:
     folder.mkdir()
     chance = np.random.default_rng(bench.seed)
     questions: list[Question] = []
-    for number in range(bench.num_questions):
+    for number in range(bench.num_questions + bench.num_warm_up):
         if number % 2 == 0:
             noise = chance.standard_normal(round(bench.clip_s * SAMPLE_RATE_HZ), dtype=np.float32)
             data = encode_wav(Clip(0.1 * noise, bench.clip_s, SAMPLE_RATE_HZ, 1))

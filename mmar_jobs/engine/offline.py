@@ -31,7 +31,7 @@ from mmar_jobs.engine import (
 )
 from mmar_jobs.engine.fleet import Dispatcher, ticking
 from mmar_jobs.engine.prompt_tokenizer import PromptTokenizer
-from mmar_jobs.engine.serving import GIB, USUAL_WORKLOAD, Node, one_server, serve_args
+from mmar_jobs.engine.serving import GIB, USUAL_WORKLOAD, Node, engine_args, one_server
 from mmar_jobs.engine.serving_command import read_shape, served_name
 from mmar_jobs.engine.wire import (
     Choice,
@@ -234,13 +234,8 @@ def _start(folder: Path, settings: EngineSettings) -> Any:
         structlog.get_logger().warning(
             "gpus_idle", used=layout.tensor_parallel, visible=num_gpus, why="heads split no further"
         )
-    args = serve_args(
-        layout,
-        str(folder),
-        served_name(folder),
-        dtype=settings.dtype,
-        media_dir="",
-        thinking_budget=True,
+    args = engine_args(
+        layout, str(folder), served_name(folder), dtype=settings.dtype, thinking_budget=True
     )
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="--engine.vllm-args"))
     try:

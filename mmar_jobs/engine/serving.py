@@ -29,6 +29,8 @@ MAX_SEQUENCES: Final = 1024
 MAX_PROMPT_TOKENS: Final = 2048
 MEAN_PROMPT_TOKENS: Final = 500
 BATCHED_TOKENS: Final = 8192
+# Processes that turn tokens into JSON: one, at a log-probability a token, is slower than the GPU.
+API_SERVERS: Final = 4
 _BLOCK_TOKENS: Final = 64
 _KV_BYTES: Final = 2
 # Those that vLLM takes (vllm.config.lora.MaxLoRARanks).
@@ -161,6 +163,26 @@ def _rounded_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
+def engine_args(
+    layout: Layout, model: str, name: str, *, dtype: str, thinking_budget: bool
+) -> list[str]:
+    """Arguments of vLLM's engine, in a server or in this process; see serve_args."""
+    args = [
+        *(model, "--served-model-name", name),
+        *("--dtype", dtype),
+        *("--tensor-parallel-size", str(layout.tensor_parallel)),
+        *("--max-model-len", str(layout.max_model_len)),
+        *("--max-num-seqs", str(layout.max_num_seqs)),
+        # vLLM captures CUDA graphs for up to 512 sequences: more would wait for Python at each step.
+        *("--max-cudagraph-capture-size", str(layout.max_num_seqs)),
+        *("--max-num-batched-tokens", str(BATCHED_TOKENS)),
+        *("--gpu-memory-utilization", str(MEMORY_SHARE)),
+        # One clip a prompt, and no room for what the project never sends.
+        *("--limit-mm-per-prompt", '{"audio":1,"image":0,"video":0}'),
+    ]
+    return args + (["--reasoning-config", _REASONING] if thinking_budget else [])
+
+
 def serve_args(
     layout: Layout,
     model: str,
@@ -174,19 +196,9 @@ def serve_args(
 
     With `thinking_budget` it knows where thinking begins and ends, so that it can end it.
     """
-    args = [
-        *(model, "--served-model-name", name),
-        *("--dtype", dtype),
-        *("--tensor-parallel-size", str(layout.tensor_parallel)),
-        *("--max-model-len", str(layout.max_model_len)),
-        *("--max-num-seqs", str(layout.max_num_seqs)),
-        *("--max-num-batched-tokens", str(BATCHED_TOKENS)),
-        *("--gpu-memory-utilization", str(MEMORY_SHARE)),
-        # One clip a prompt, and no room for what the project never sends.
-        *("--limit-mm-per-prompt", '{"audio":1,"image":0,"video":0}'),
-    ]
-    args += ["--allowed-local-media-path", media_dir] if media_dir else []
-    return args + (["--reasoning-config", _REASONING] if thinking_budget else [])
+    args = engine_args(layout, model, name, dtype=dtype, thinking_budget=thinking_budget)
+    args += ["--api-server-count", str(API_SERVERS)]
+    return args + (["--allowed-local-media-path", media_dir] if media_dir else [])
 
 
 def lora_args(name: str, adapter: str, rank: int) -> list[str]:

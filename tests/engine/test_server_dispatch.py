@@ -12,6 +12,7 @@ import pytest
 from mmar_jobs.engine import Completion, Request, StreamingEngine
 from mmar_jobs.engine.fleet import Dispatcher
 from mmar_jobs.engine.local import LocalEngine
+from mmar_jobs.engine.pace import FIRST_LIMIT
 from mmar_jobs.errors import DataError, TryAgain
 from tests.engine.cases import GREEDY, QUICK, Connect, ask, requests
 from tests.engine.faults import Fault
@@ -87,9 +88,9 @@ def test_a_stop_is_heard_while_nothing_comes(vllm: LoopbackVllm, connect: Connec
 def test_many_questions_are_under_way(vllm: LoopbackVllm, connect: Connect) -> None:
     """The server is given more than one question at a time, and more as its queue stays empty."""
     vllm.script = lambda _: Fault(stall_s=0.15)
-    asked = [replace(requests()[1], question_id=f"q{index}") for index in range(60)]
+    asked = [replace(requests()[1], question_id=f"q{index}") for index in range(160)]
     ask(connect(vllm.url), asked, replace(GREEDY, max_tokens=1))
-    assert vllm.most_at_once > 8
+    assert vllm.most_at_once > FIRST_LIMIT
 
 
 def test_failures_at_once_are_one_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ Needs the environment that `make test-serve` installs.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,22 @@ def test_greedy_equals_the_engine_in_process(vllm: Vllm, local: LocalEngine) -> 
         )
         assert expected.logprob_sum == pytest.approx(mine.logprob_sum, abs=1e-3)
     assert [c[0].text for c in served] == [c[0].text for c in ask(engine, requests(), GREEDY)]
+
+
+def test_processes_share_no_clips(environment: Path, place: Path, local: LocalEngine) -> None:
+    """A clip that one of the server's processes has never heard is sent again to that one."""
+    server = Vllm(environment, tiny_model_folder(), place / "processes", num_api_servers=2)
+    try:
+        server.start()
+        server.wait()
+        engine = engine_of(server)
+        expected = [c[0].text for c in ask(local, requests(), GREEDY)]
+        for _ in range(4):
+            assert expected == [c[0].text for c in ask(engine, requests(), GREEDY)]
+        log = server.log.read_text()
+    finally:
+        server.kill()
+    assert all(f"ApiServer_{index}" in log for index in range(2))
 
 
 def test_clips_on_the_node_sound_the_same(vllm: Vllm) -> None:

@@ -35,6 +35,7 @@ class Vllm:
     environment: Path
     folder: Path
     place: Path
+    num_api_servers: int = 1  # those of serve-args would each import all of vLLM
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class Vllm:
                 [
                     *("nice", "-n", "5", str(self.environment / "bin/vllm"), "serve", *args),
                     *(*ON_CPU, "--host", "127.0.0.1", "--port", str(self.port)),
+                    *("--api-server-count", str(self.num_api_servers)),
                 ],
                 stdout=log,
                 stderr=log,
