@@ -2,13 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.cli import run_command
-from mmar_jobs.engine.serving import GIB, Node, Shape, Workload, lay_out, lora_args, one_server
+from mmar_jobs.engine.serving import (
+    GIB,
+    Node,
+    Shape,
+    Workload,
+    engine_args,
+    lay_out,
+    lora_args,
+    one_server,
+)
 from mmar_jobs.engine.serving_command import served_name
 from mmar_jobs.engine.wire import MalformedReply, served_models
 from mmar_jobs.errors import ExitCode, SettingsError
@@ -61,6 +71,17 @@ def test_a_small_model_is_bound_by_the_batch() -> None:
         layout.max_num_seqs,
         layout.max_model_len,
     )
+
+
+def test_every_batch_has_its_cuda_graph() -> None:
+    """Up to 512 sequences by vLLM's own default, beyond by a size that it captures."""
+    flag = "--max-cudagraph-capture-size"
+    found = {}
+    for mean_tokens in (1500, 700, 100):
+        layout = lay_out(THINKER_30B, Node(1, 141), replace(WORK, mean_tokens=mean_tokens))
+        args = engine_args(layout, "m", "n", dtype="bfloat16", thinking_budget=False)
+        found[layout.max_num_seqs] = args[args.index(flag) + 1] if flag in args else None
+    assert {370: None, 618: "624", 1024: "1024"} == found
 
 
 def test_what_does_not_fit_is_a_setting() -> None:

@@ -32,6 +32,10 @@ BATCHED_TOKENS: Final = 8192
 # Processes that turn tokens into JSON: one, at a log-probability a token, is slower than the GPU.
 API_SERVERS: Final = 4
 _BLOCK_TOKENS: Final = 64
+# Sequences up to which vLLM captures CUDA graphs by itself, but on Blackwell; each step of a larger
+# batch waits for Python to queue its kernels. Sizes this large are captured 16 apart.
+_CAPTURED_SEQUENCES: Final = 512
+_CAPTURE_STEP: Final = 16
 _KV_BYTES: Final = 2
 # Those that vLLM takes (vllm.config.lora.MaxLoRARanks).
 _LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -173,13 +177,14 @@ def engine_args(
         *("--tensor-parallel-size", str(layout.tensor_parallel)),
         *("--max-model-len", str(layout.max_model_len)),
         *("--max-num-seqs", str(layout.max_num_seqs)),
-        # vLLM captures CUDA graphs for up to 512 sequences: more would wait for Python at each step.
-        *("--max-cudagraph-capture-size", str(layout.max_num_seqs)),
         *("--max-num-batched-tokens", str(BATCHED_TOKENS)),
         *("--gpu-memory-utilization", str(MEMORY_SHARE)),
         # One clip a prompt, and no room for what the project never sends.
         *("--limit-mm-per-prompt", '{"audio":1,"image":0,"video":0}'),
     ]
+    if layout.max_num_seqs > _CAPTURED_SEQUENCES:
+        size = _rounded_up(layout.max_num_seqs, _CAPTURE_STEP)
+        args += ["--max-cudagraph-capture-size", str(size)]
     return args + (["--reasoning-config", _REASONING] if thinking_budget else [])
 
 
