@@ -50,7 +50,7 @@ demo: setup ## run the main job on this machine: tiny model, synthetic benchmark
 test: setup ## the tests, about 10 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "not slow"
 
-test-slow: setup ## the long tests: two more demo seeds, twenty kills, a million candidates
+test-slow: setup ## the long tests: another demo seed, twenty kills, a million candidates
 	@OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "slow and not alone" --timeout 1800
 	@$(RUN) pytest -m alone --timeout 1800
 

@@ -86,7 +86,6 @@ def different_clips(folder: Path) -> list[Path]:
     return clips
 
 
-@pytest.mark.alone
 @needs_espeak
 def test_a_hundred_thousand_clips_in_ten_minutes(capsys: pytest.CaptureFixture[str]) -> None:
     """1,000 benchmark clips against 100,000 of 10 to 30 s: 100 copies are found, nothing else.
