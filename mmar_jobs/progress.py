@@ -3,6 +3,7 @@
 Not here: what is counted.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -35,17 +36,22 @@ def no_bar(label: str, total: int) -> Iterator[Advance]:
 
 
 def lines(log: Any, *, every_s: float = _BETWEEN_LINES_S) -> Tracker:
-    """Lines in the log, for pods: at most one in `every_s` seconds, so none of short work."""
+    """Lines in the log, for pods: at most one in `every_s` seconds, so none of short work.
+
+    The first advance is in no rate: it may be what was done before a restart.
+    """
 
     @contextmanager
     def line(label: str, total: int) -> Iterator[Advance]:
-        num_done, num_said, said_at = 0, 0, time.monotonic()
+        num_done, num_said, said_at = 0, 0, math.inf
 
         def advance(num: int) -> None:
             nonlocal num_done, num_said, said_at
             num_done += num
             now = time.monotonic()
-            if now - said_at >= every_s:
+            if math.isinf(said_at):
+                num_said, said_at = num_done, now
+            elif now - said_at >= every_s:
                 per_s = float(f"{(num_done - num_said) / max(now - said_at, 1e-9):.3g}")
                 num_said, said_at = num_done, now
                 log.info(PROGRESS, label=label, done=num_done, total=total, per_s=per_s)

@@ -6,22 +6,6 @@ from pathlib import Path
 import pytest
 
 from mmar_jobs.cluster.stage_lines import StageLines, progress_of, summary_of
-from mmar_jobs.progress import lines
-from tests.cluster.test_run_job import Log
-
-
-def test_a_stage_without_a_terminal_tells_its_progress_now_and_then() -> None:
-    """In steps of time and not of work; short work says nothing."""
-    log = Log()
-    with lines(log, every_s=0)("asked", 4) as advance:
-        advance(1)
-        advance(2)
-    assert [1, 3] == [values["done"] for _, values in log.events]
-    assert all(values["per_s"] > 0 for _, values in log.events)
-    quiet = Log()
-    with lines(quiet)("asked", 4) as advance:
-        advance(4)
-    assert [] == quiet.events
 
 
 def test_argo_reads_how_far_the_stage_is(
