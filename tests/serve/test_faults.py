@@ -78,8 +78,8 @@ def test_a_killed_server_costs_nothing_but_time(
     with ThreadPoolExecutor(2) as pool:
         drawn = pool.submit(ingested.copy(tmp_path / "draw").draw, vllm.url, track=drawing)
         greedy = pool.submit(ingested.copy(tmp_path / "greedy").greedy, vllm.url, answering)
-        for track in (drawing, answering):
-            wait_until(lambda track=track: any(track.done.values()), timeout_s=120)
+        tracks = (drawing, answering)
+        wait_until(lambda: any(any(track.done.values()) for track in tracks), timeout_s=120)
         vllm.kill()
         assert not drawn.done()
         assert not greedy.done()
