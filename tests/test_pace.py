@@ -33,10 +33,10 @@ def test_other_metrics_are_an_error() -> None:
 def test_it_grows_while_the_queue_is_empty() -> None:
     """From a batch of 16 draws each to hundreds in a few polls, and no further than it may."""
     limit, seen = FIRST_LIMIT, []
-    for _ in range(5):
+    for _ in range(7):
         limit = next_limit(limit, limit, Load(running=limit * 16, waiting=0, kv_use=0.5))
         seen.append(limit)
-    assert [128, 256, 512, 512, MAX_LIMIT] == seen
+    assert [32, 64, 128, 256, 512, 512, MAX_LIMIT] == seen
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,6 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Generic, TypeVar
 
-import structlog
-
 from mmar_jobs.engine.link import Link, Patience, Proof, Transient
 from mmar_jobs.errors import GateError, TryAgain
 
@@ -41,7 +39,7 @@ class Outage:
         self._num_failures = 0
         self._since_s = 0.0
 
-    async def wait(self, url: str, error: Transient, *, began_s: float) -> None:
+    async def wait(self, link: Link, error: Transient, *, began_s: float) -> None:
         """Wait before the next attempt; TryAgain when the outage lasts too long.
 
         An attempt that was under way for a while met a server: a new outage begins with its end.
@@ -53,13 +51,11 @@ class Outage:
         lasted_s = now_s - self._since_s
         if lasted_s >= self._patience.outage_s:
             raise TryAgain(
-                f"{url} has not answered for {lasted_s:.0f} s (last: {error}): see to the server, "
-                "then run the same command again, finished work is kept"
+                f"{link.url} has not answered for {lasted_s:.0f} s (last: {error}): see to the "
+                "server, then run the same command again, finished work is kept"
             )
         pause_s = self._pause_s(error)
-        structlog.get_logger().info(
-            "request_failed", url=url, reason=str(error), retry_in_s=round(pause_s, 1)
-        )
+        link.tell_failure(error, pause_s)
         await asyncio.sleep(pause_s)
 
     def _pause_s(self, error: Transient) -> float:
@@ -101,7 +97,7 @@ class Fleet:
             try:
                 return await attempt(link)
             except Transient as error:
-                await outage.wait(link.url, error, began_s=began_s)
+                await outage.wait(link, error, began_s=began_s)
 
 
 async def ticking(work: Coroutine[None, None, None], tick: Callable[[], None]) -> None:

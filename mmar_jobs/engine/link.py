@@ -7,6 +7,7 @@ that it serves the expected model: behind an address that answers again another 
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _POLL_TIMEOUT_S: Final = 10.0
 # A server that asks for more than this is out of quota, not busy.
 _LONGEST_RETRY_AFTER_S: Final = 600.0
 _LONGEST_MESSAGE: Final = 300
+# Hundreds of questions under way fail together, and again at every attempt.
+_BETWEEN_LINES_S: Final = 5.0
 
 
 class Transient(Exception):
@@ -75,6 +78,8 @@ class Link:
         self._num_connections = 0
         self._num_proven = -1
         self._proving = asyncio.Lock()
+        self._num_untold = 0
+        self._told_at_s = -math.inf
 
     async def __aenter__(self) -> Self:
         self._open = AsyncExitStack()
@@ -107,6 +112,24 @@ class Link:
     def num_under_way(self) -> int:
         """Requests that the server has not answered yet."""
         return len(self._attempts)
+
+    def tell_failure(self, error: Transient, pause_s: float) -> None:
+        """Say in the log that a request failed and when it is tried again; of many at once one.
+
+        Each line counts the failures since the one before.
+        """
+        now_s = asyncio.get_running_loop().time()
+        self._num_untold += 1
+        if now_s - self._told_at_s < _BETWEEN_LINES_S:
+            return
+        structlog.get_logger().info(
+            "request_failed",
+            url=self.url,
+            reason=str(error),
+            retry_in_s=round(pause_s, 1),
+            num_requests=self._num_untold,
+        )
+        self._num_untold, self._told_at_s = 0, now_s
 
     async def find_model(self) -> bool:
         """Look up the model by its hash; False where the server serves others."""

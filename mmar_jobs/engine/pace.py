@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-# With 16 draws each, what the widest server decodes at a time: fewer would leave it idle meanwhile.
-FIRST_LIMIT: Final = 64
+# With 16 draws each no more than a server of a large model decodes at a time: no answer counts
+# before the canary, which would wait behind all that waits.
+FIRST_LIMIT: Final = 16
 MAX_LIMIT: Final = 512
 _GROWTH: Final = 2
 # Questions for each that runs, where more wait than run.

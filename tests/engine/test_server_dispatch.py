@@ -88,7 +88,7 @@ def test_a_stop_is_heard_while_nothing_comes(vllm: LoopbackVllm, connect: Connec
 def test_many_questions_are_under_way(vllm: LoopbackVllm, connect: Connect) -> None:
     """The server is given more than one question at a time, and more as its queue stays empty."""
     vllm.script = lambda _: Fault(stall_s=0.15)
-    asked = [replace(requests()[1], question_id=f"q{index}") for index in range(160)]
+    asked = [replace(requests()[1], question_id=f"q{index}") for index in range(80)]
     ask(connect(vllm.url), asked, replace(GREEDY, max_tokens=1))
     assert vllm.most_at_once > FIRST_LIMIT
 

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.errors import DataError, GateError, MmarError, SettingsError, TryAgain
@@ -48,14 +49,18 @@ def test_faults_cost_nothing_but_time(
 
 
 def test_a_storm_is_waited_out(vllm: LoopbackVllm, connect: Connect) -> None:
-    """Half of two hundred calls fail in turns, and each question still has its one answer."""
+    """Half of two hundred calls fail in turns, each question has its one answer, in few words."""
     storm = [Fault(status=429), None, Fault(status=500), None, Fault(keep_bytes=9), None]
     vllm.script = lambda number: storm[number % len(storm)]
     asked = [replace(requests()[1], question_id=f"q{index}") for index in range(50)]
     told: list[int] = []
-    answers = connect(vllm.url).answer(asked, replace(GREEDY, max_tokens=1), told.append)
+    began_s = time.monotonic()
+    with capture_logs() as logs:
+        answers = connect(vllm.url).answer(asked, replace(GREEDY, max_tokens=1), told.append)
     assert [1] * 50 == [len(completions) for completions in answers]
     assert 50 == sum(told)
+    said = [line for line in logs if line["event"] == "request_failed"]
+    assert 1 <= len(said) <= 1 + (time.monotonic() - began_s) / 5
 
 
 def test_a_refused_request_is_a_data_error(vllm: LoopbackVllm, connect: Connect) -> None:
