@@ -36,15 +36,18 @@ def wait_for_workflow(
             raise DataError(f"this namespace has no workflow of {run_id}: mmar-jobs cluster submit")
         status = found[-1].get("status", {})
         if status.get("phase") in ENDED:
-            return _ending_of(status)
+            return _ending_of(found[-1]["metadata"]["name"], status)
         if time.monotonic() + look_s > end:
             name = found[-1]["metadata"]["name"]
             raise TryAgain(f"workflow {name} has not ended after {deadline_s:.0f} s; it goes on")
         time.sleep(look_s)
 
 
-def _ending_of(status: Object) -> WorkflowEnding:
-    """Of retried pods the last tries count; of failures the last, since others went on."""
+def _ending_of(name: str, status: Object) -> WorkflowEnding:
+    """Of retried pods the last tries count; of failures the last, since others went on.
+
+    What the exit handler could not do then, as a report of nothing, is not why it ended.
+    """
     nodes: list[Object] = [n for n in status.get("nodes", {}).values() if n.get("type") == "Pod"]
     nodes.sort(key=lambda node: str(node.get("finishedAt") or ""))
     outputs = {
@@ -56,7 +59,8 @@ def _ending_of(status: Object) -> WorkflowEnding:
     if status["phase"] == "Succeeded":
         return WorkflowEnding(ExitCode.DONE, "succeeded", outputs)
     failed = [node for node in nodes if node.get("phase") in ENDED[1:]]
-    said = failed[-1] if failed else status
+    own = [node for node in failed if not str(node.get("name")).startswith(f"{name}.onExit")]
+    said = (own or failed or [status])[-1]
     sentence = str(said.get("message") or status.get("message") or status["phase"].lower())
     return WorkflowEnding(_code_of(said), " ".join(sentence.split()), outputs)
 

@@ -88,6 +88,7 @@ def pod(name: str, phase: str, finished: str, **outputs: Any) -> dict[str, Any]:
     parameters = [{"name": key, "value": value} for key, value in outputs.items()]
     return {
         "type": "Pod",
+        "name": f"w1{name}",
         "phase": phase,
         "finishedAt": f"2026-01-01T00:00:{finished}Z",
         "message": f"{name} says so",
@@ -115,6 +116,17 @@ def test_a_verdict_is_the_code_of_the_pod_that_failed(api: FakeApi, cluster: Clu
     put(api, "Failed", verdict, steps, cell)
     expected = WorkflowEnding(ExitCode.PROMOTION_REFUSED, "judge says so", {"table": "### Worse"})
     assert expected == wait(cluster)
+
+
+def test_what_an_exit_handler_could_not_do_is_not_the_reason(
+    api: FakeApi, cluster: Cluster
+) -> None:
+    """A report of nothing fails after what ended the workflow; alone it is the reason."""
+    report = pod(".onExit[0].report(0)", "Failed", "02", code="2")
+    put(api, "Failed", pod("[0].ingest(0)", "Failed", "01", code="3"), report)
+    assert ExitCode.DATA is wait(cluster).code
+    put(api, "Failed", report)
+    assert ExitCode.SETTINGS is wait(cluster).code
 
 
 def test_success_is_success_whatever_was_retried(api: FakeApi, cluster: Cluster) -> None:
