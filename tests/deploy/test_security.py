@@ -101,6 +101,19 @@ def test_pods_satisfy_the_restricted_standard(group: dict[str, Object]) -> None:
             assert all("hostPort" not in port for port in container.get("ports", [])), name
 
 
+def test_what_argo_adds_to_a_pod_satisfies_it_too() -> None:
+    """Its `init` and `wait` have a security context only where the leaf's patch gives them one."""
+    leaves = [leaf for leaf in templates().values() if leaf.is_leaf]
+    assert leaves
+    for leaf in leaves:
+        patch = yaml.safe_load(leaf.body["podSpecPatch"])
+        added = [*patch["initContainers"], *patch["containers"]]
+        assert ["init", "wait"] == [container["name"] for container in added], leaf.name
+        for container in added:
+            context = container["securityContext"]
+            assert {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}} == context
+
+
 def test_only_containers_with_gpus_may_write_to_their_root(group: dict[str, Object]) -> None:
     """All others have a read-only root and a /tmp with a limit."""
     for name, pod in group.items():
