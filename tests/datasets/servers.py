@@ -21,7 +21,7 @@ class Site:
     """Files by path; `asked` logs (path, range, authorization) of each request in order.
 
     `cut_after` maps a path to a number of bytes after which its next answers break off; `statuses`
-    to codes that its next answers are; what is `slow` comes at 3 MB/s.
+    to codes that its next answers are; what is `slow` comes at 0.3 MB/s.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, len(data), _BLOCK):
             self.wfile.write(data[start : start + _BLOCK])
             if path in self.site.slow:
-                time.sleep(0.02)
+                time.sleep(0.2)
 
 
 @contextmanager
