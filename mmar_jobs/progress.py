@@ -3,7 +3,6 @@
 Not here: what is counted.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -43,13 +42,14 @@ def lines(log: Any, *, every_s: float = _BETWEEN_LINES_S) -> Tracker:
 
     @contextmanager
     def line(label: str, total: int) -> Iterator[Advance]:
-        num_done, num_said, said_at = 0, 0, math.inf
+        num_done, num_said = 0, 0
+        said_at: float | None = None
 
         def advance(num: int) -> None:
             nonlocal num_done, num_said, said_at
             num_done += num
             now = time.monotonic()
-            if math.isinf(said_at):
+            if said_at is None:
                 num_said, said_at = num_done, now
             elif now - said_at >= every_s:
                 per_s = float(f"{(num_done - num_said) / max(now - said_at, 1e-9):.3g}")

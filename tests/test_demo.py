@@ -23,28 +23,28 @@ SEED = 1  # `make demo` shows another
 ALPHA = 0.01  # of two tests one would fail by chance too often at 0.05
 
 
-def run_demo(folder: Path, seed: int) -> tuple[Comparison, Sequence[Question]]:
+def run_demo(folder: Path) -> tuple[Comparison, Sequence[Question]]:
     """The demo's own settings and sizes; compares base and last promoted model.
 
     Also gives the held-out questions that both were asked.
     """
     world = build_world(
-        folder / "world", seed=seed, num_train=1500, num_heldout=600, num_benchmark=200
+        folder / "world", seed=SEED, num_train=1500, num_heldout=600, num_benchmark=200
     )
     settings = {
         "config": PACKAGE / "tiny/demo.toml",
         "store": folder / "store",
-        "run-id": f"seed-{seed}",
+        "run-id": f"seed-{SEED}",
         "model": tiny_model_folder(),
         "questions": world.train,
         "heldout": world.heldout,
         "benchmark": world.benchmark,
-        "sampling.seed": seed,
-        "optim.seed": seed,
+        "sampling.seed": SEED,
+        "optim.seed": SEED,
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", "mmar_jobs", "run", *flags], check=True)
-    run = read_run(open_store(str(folder / "store")), f"seed-{seed}")
+    run = read_run(open_store(str(folder / "store")), f"seed-{SEED}")
     comparison = compare(run)
     assert comparison is not None, "a finished run has a verdict"
     return comparison, run.splits["heldout"]
@@ -70,7 +70,7 @@ def test_the_last_promoted_model_is_better(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At least ten points over the warm start, p < 0.01, and not above chance without sound."""
-    comparison, questions = run_demo(tmp_path, SEED)
+    comparison, questions = run_demo(tmp_path)
     seen = comparison.verdict
     with capsys.disabled():
         print(  # noqa: T201 - the figures of README.md

@@ -75,7 +75,8 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
         engine.canary()  # servers that are still starting are waited for outside of the measurement
         edges = Edges(store, open_engine, no_bar, structlog.get_logger())
         asker = Asker(engine, ClipReader(str(Path(folder) / "clips")), edges, _asking(bench))
-        asker.ask(_draft(store, "warm-up", bench), questions[bench.num_questions :], "warm-up")
+        if bench.num_warm_up:  # asking nothing would still probe the servers
+            asker.ask(_draft(store, "warm-up", bench), questions[bench.num_questions :], "warm-up")
         draft = _draft(store, "candidates", bench)
         began_s, cpu_began_s = time.monotonic(), time.process_time()
         names = asker.ask(draft, questions[: bench.num_questions], "bench")

@@ -34,11 +34,10 @@ def wait_for_workflow(
         found = by_age(cluster.list("Workflow", labels=f"{RUN_LABEL}={run_id}"))
         if not found:
             raise DataError(f"this namespace has no workflow of {run_id}: mmar-jobs cluster submit")
-        status = found[-1].get("status", {})
+        name, status = found[-1]["metadata"]["name"], found[-1].get("status", {})
         if status.get("phase") in ENDED:
-            return _ending_of(found[-1]["metadata"]["name"], status)
+            return _ending_of(name, status)
         if time.monotonic() + look_s > end:
-            name = found[-1]["metadata"]["name"]
             raise TryAgain(f"workflow {name} has not ended after {deadline_s:.0f} s; it goes on")
         time.sleep(look_s)
 

@@ -39,8 +39,10 @@ def bench(servers: str, *flags: str) -> tuple[str, ...]:
 def test_every_figure_is_told(canned: str, tmp_path: Path) -> None:
     """Each once, in its unit, with the case; and every draw of every question was answered."""
     path = tmp_path / "out.json"
-    flags = ("--questions", "6", "--draws", "4", "--max-tokens", "20", "--clip-s", "1")
-    assert ExitCode.DONE == run_command("bench", bench(canned, *flags, "--json", str(path)))
+    flags = ("--questions", "6", "--warm-up", "2", "--draws", "4", "--max-tokens", "20")
+    assert ExitCode.DONE == run_command(
+        "bench", bench(canned, *flags, "--clip-s", "1", "--json", str(path))
+    )
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert FIGURES == {line["name"]: line["unit"] for line in lines}
     assert all(line["value"] > 0 for line in lines)

@@ -78,8 +78,7 @@ def test_a_killed_server_costs_nothing_but_time(
     with ThreadPoolExecutor(2) as pool:
         drawn = pool.submit(ingested.copy(tmp_path / "draw").draw, vllm.url, track=drawing)
         greedy = pool.submit(ingested.copy(tmp_path / "greedy").greedy, vllm.url, answering)
-        tracks = (drawing, answering)
-        wait_until(lambda: any(any(track.done.values()) for track in tracks), timeout_s=120)
+        wait_until(lambda: any((*drawing.done.values(), *answering.done.values())), timeout_s=120)
         vllm.kill()
         ended = [drawn.done(), greedy.done()]
         vllm.start()
