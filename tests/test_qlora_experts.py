@@ -32,7 +32,9 @@ def make_experts(num_experts: int, seed: int) -> tuple[Experts, ExpertLora, torc
     """An experts module with random fp64 weights and random factors."""
     generator = torch.Generator().manual_seed(seed)
     experts = Experts(num_experts, generator)
-    lora = ExpertLora(experts, RANK, scaling=1.7, dropout=Dropout(0.0, seed=0)).double()
+    lora = ExpertLora(
+        experts, RANK, scaling=1.7, dropout=Dropout(0.0, seed=0, num_sites=8)
+    ).double()
     with torch.no_grad():
         for factor in lora.parameters():
             factor.copy_(torch.randn(factor.shape, generator=generator, dtype=torch.float64))
@@ -135,8 +137,9 @@ def test_dropout_mask_depends_on_row_and_site_only() -> None:
     shape, device = torch.Size((64, 32)), torch.device("cpu")
 
     def mask(seed: int, row: int, site: int) -> Tensor:
-        dropout = Dropout(0.3, seed=seed)
-        dropout.active, dropout.row = True, row
+        dropout = Dropout(0.3, seed=seed, num_sites=8)
+        dropout.active = True
+        dropout.start_row(row)
         drawn = dropout.mask(shape, site, device=device)
         assert drawn is not None
         return drawn
@@ -149,7 +152,7 @@ def test_dropout_mask_depends_on_row_and_site_only() -> None:
 
 def test_dropout_rate_and_mean() -> None:
     """The share dropped is the rate to four sigma, and what is kept is scaled to the same mean."""
-    dropout = Dropout(0.05, seed=3)
+    dropout = Dropout(0.05, seed=3, num_sites=8)
     dropout.active = True
     mask = dropout.mask(torch.Size((1000, 1000)), 0, device=torch.device("cpu"))
     assert mask is not None
@@ -163,11 +166,11 @@ def test_dropout_of_one_input_says_nothing_of_another(rate: float) -> None:
 
     Two of them drop together with probability p²; four sigma of 4.2 million pairs.
     """
-    dropout, shape = Dropout(rate, seed=4), torch.Size((2050, 2050))
+    dropout, shape = Dropout(rate, seed=4, num_sites=8), torch.Size((2050, 2050))
     dropout.active = True
 
     def mask(row: int, site: int) -> Tensor:
-        dropout.row = row
+        dropout.start_row(row)
         drawn = dropout.mask(shape, site, device=torch.device("cpu"))
         assert drawn is not None
         return drawn
@@ -192,7 +195,7 @@ def test_dropout_of_one_input_says_nothing_of_another(rate: float) -> None:
 def test_dropout_is_off_outside_training() -> None:
     """An inactive dropout, or a rate of zero, makes no mask and no scale."""
     shape, device = torch.Size((4, 4)), torch.device("cpu")
-    off, zero = Dropout(0.5, seed=0), Dropout(0.0, seed=0)
+    off, zero = Dropout(0.5, seed=0, num_sites=8), Dropout(0.0, seed=0, num_sites=8)
     zero.active = True
     for dropout in (off, zero):
         assert dropout.mask(shape, 0, device=device) is None

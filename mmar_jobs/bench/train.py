@@ -24,6 +24,7 @@ from mmar_jobs.bench.shape import build_thinker
 from mmar_jobs.bench.stock import StockTrainer
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.distributed import ALONE, GradientSum, Workers
+from mmar_jobs.qlora.graphs import padded_tokens
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.memory import MemoryPlan, Trained, plan_memory
 from mmar_jobs.qlora.optimizer import build_optimizer
@@ -139,10 +140,11 @@ class _Ours:
 
     def measure(self, rows: _Rows, tokens: int, figures: Figures) -> Iterator[Measurement]:
         """All figures of one row size."""
-        _free(self.device)  # blocks that fit the size before would be fragments here
         self.recipe = _recipe(self.bench, tokens)
+        self.optimizer.zero_grad(set_to_none=True)
         plan = self._plan(rows, tokens)
         self.lora.keep(plan.saved)
+        _free(self.device)  # blocks that fit the size before would be fragments here
         timed = _time_steps(lambda: self.take(rows), self.bench, self.device)
         yield from figures.of_steps(timed, self.lora.factors().values())
         yield from figures.of_memory(timed, plan)
@@ -173,7 +175,7 @@ class _Ours:
         trained = Trained(bench.rank, bench.optimizer, bench.quantization, accumulates=accumulates)
         return plan_memory(
             bench.model_shape,
-            tokens,
+            padded_tokens(tokens),
             bench.memory_bytes,
             completion_tokens=rows.completion_tokens // bench.rows,
             trained=trained,

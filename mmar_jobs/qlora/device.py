@@ -10,6 +10,7 @@ import torch
 
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.distributed import Workers
+from mmar_jobs.qlora.graphs import padded_tokens
 from mmar_jobs.qlora.lora import LoraModel
 from mmar_jobs.qlora.memory import (
     MemoryPlan,
@@ -91,9 +92,10 @@ def plan_gpu(
         tower_bytes=sum(weight.numel() * weight.element_size() for weight in tower.parameters()),
     )
     shape, tokens = ModelShape.of(lora.model.model.config), recipe.token_budget
+    padded = padded_tokens(tokens)
 
     def plan(how: Trained) -> MemoryPlan:
-        return plan_memory(shape, tokens, limit_bytes, completion_tokens=tokens, trained=how)
+        return plan_memory(shape, padded, limit_bytes, completion_tokens=tokens, trained=how)
 
     try:
         lora.keep(plan(trained).saved)

@@ -64,11 +64,15 @@ class ExpertLora(nn.Module):
 
     def gate_up_scaling(self) -> tuple[float, DropKey]:
         """Factor on what is kept of the gate_up LoRA's input, and the name of its mask."""
-        return self.scaling / self.dropout.kept_share, self.dropout.key(self.site)
+        return self.scaling / self.dropout.kept_share, self.dropout.key(
+            self.site, self.down_A.device
+        )
 
     def down_scaling(self) -> tuple[float, DropKey]:
         """The same of the down projection."""
-        return self.scaling / self.dropout.kept_share, self.dropout.key(self.site + 1)
+        return self.scaling / self.dropout.kept_share, self.dropout.key(
+            self.site + 1, self.down_A.device
+        )
 
     def _factors(self, a: Tensor, bs: tuple[Tensor, ...], x_SI: Tensor, site: int) -> LoraFactors:
         mask = self.dropout.mask(x_SI.shape, site, device=x_SI.device)

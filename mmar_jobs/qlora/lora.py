@@ -19,6 +19,7 @@ from mmar_jobs.errors import DataError
 from mmar_jobs.qlora.dropout import DropKey, Dropout
 from mmar_jobs.qlora.experts import BACKEND, ExpertLora, dense, fill_uniform
 from mmar_jobs.qlora.foreign import Thinker
+from mmar_jobs.qlora.graphs import RowGraphs
 from mmar_jobs.qlora.grouped import LoraFactors, grouped_lora_linear
 from mmar_jobs.qlora.nf4 import Nf4Linear
 from mmar_jobs.qlora.recipes import LoraRecipe, Saved
@@ -50,7 +51,9 @@ class LoraLinear(nn.Module):
 
     def scaling_and_key(self) -> tuple[float, DropKey]:
         """Factor on what is kept of the LoRA input, and the name of its mask."""
-        return self.scaling / self.dropout.kept_share, self.dropout.key(self.site)
+        return self.scaling / self.dropout.kept_share, self.dropout.key(
+            self.site, self.lora_A.device
+        )
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """(…, I) -> (…, O)."""
@@ -74,7 +77,8 @@ class LoraModel:
 
     `sites` maps a module's path, "model.layers.0.self_attn.q_proj" or "model.layers.0.mlp.experts",
     to what holds its factors; `experts_before` is the experts backend that `detach` restores, and
-    `layers_before` the decoder layers, where fused ones took their place.
+    `layers_before` the decoder layers, where fused ones took their place. On a GPU `graphs` replays
+    those for rows that are trained on.
     """
 
     model: Thinker
@@ -83,6 +87,7 @@ class LoraModel:
     sites: dict[str, LoraLinear | ExpertLora]
     experts_before: str | None
     layers_before: tuple[nn.Module, ...] = ()
+    graphs: RowGraphs | None = None
 
     @property
     def is_fused(self) -> bool:
@@ -93,6 +98,8 @@ class LoraModel:
         """Say for each fused layer what it keeps for its backward pass; any other keeps all."""
         for layer, kept in zip(self.model.model.layers, saved, strict=True):
             layer.saved = kept
+        if self.graphs:
+            self.graphs.clear()
 
     def factors(self) -> dict[str, nn.Parameter]:
         """All trained parameters by name, in model order."""
@@ -123,6 +130,8 @@ class LoraModel:
             else:
                 del self.model.get_submodule(path).lora
         self.sites.clear()
+        if self.graphs:
+            self.graphs.clear()
         for index, layer in enumerate(self.layers_before):
             self.model.model.layers[index] = layer
         self.model.set_experts_implementation(self.experts_before)
@@ -155,7 +164,9 @@ def attach_lora(model: Thinker, recipe: LoraRecipe, *, seed: int) -> LoraModel:
     """
     model.requires_grad_(requires_grad=False)
     experts_before = model.model.config._experts_implementation  # noqa: SLF001 - no public reader
-    holder = LoraModel(model, recipe, Dropout(recipe.dropout, seed=seed), {}, experts_before)
+    num_sites = _SITES_PER_LAYER * len(model.model.layers)
+    dropout = Dropout(recipe.dropout, seed=seed, num_sites=num_sites)
+    holder = LoraModel(model, recipe, dropout, {}, experts_before)
     generator = torch.Generator().manual_seed(seed)
     for index, layer in enumerate(model.model.layers):
         sites = _attach_layer(layer, f"model.layers.{index}", holder)
@@ -183,4 +194,6 @@ def fuse(holder: LoraModel) -> LoraModel:
     before = tuple(layers)
     for index, layer in enumerate(before):
         layers[index] = FusedLayer(layer)
-    return dataclasses.replace(holder, layers_before=before)
+    on_gpu = holder.model.model.embed_tokens.weight.is_cuda
+    graphs = RowGraphs(tuple(layers), holder.dropout) if on_gpu else None
+    return dataclasses.replace(holder, layers_before=before, graphs=graphs)

@@ -136,10 +136,17 @@ def row_hidden(
 ) -> Tensor:
     """Final hidden states of a row, (S, H); no example sees another one."""
     model = lora.model
+    embeds_1SH = row_embeds(lora, rows, packed, audio)
+    position_ids_41S = _to(packed.position_ids_41S, model.device)
+    if lora.graphs and torch.is_grad_enabled():
+        cos_1SD, sin_1SD = model.model.rotary_emb(embeds_1SH, position_ids_41S[1:])
+        out_SH = lora.graphs.forward(embeds_1SH[0], cos_1SD[0], sin_1SD[0], packed.lengths)
+        normed_SH: Tensor = model.model.norm(out_SH)
+        return normed_SH
     with packed_rows(model):
         out = model.model(
-            inputs_embeds=row_embeds(lora, rows, packed, audio),
-            position_ids=_to(packed.position_ids_41S, model.device),
+            inputs_embeds=embeds_1SH,
+            position_ids=position_ids_41S,
             attention_mask=None,
             use_cache=False,
             row_layout=row_layout(packed.lengths, model.device),
@@ -285,7 +292,7 @@ def _sum_rows(fit: Fit, step_loss: StepLoss, row_plan: Sequence[PackedRow], *, s
     sums = torch.zeros(1 + step_loss.num_sums, dtype=torch.float64, device=lora.model.device)
     lora.dropout.active = fit.objective.uses_dropout
     for index, packed, is_last in share_rows(row_plan, fit.gradients):
-        lora.dropout.row = step * _ROWS_PER_STEP + index
+        lora.dropout.start_row(step * _ROWS_PER_STEP + index)
         part, own = step_loss.of_row(fit, packed)
         sums[0] += part.detach()
         sums[1:] += own

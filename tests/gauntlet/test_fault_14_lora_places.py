@@ -33,7 +33,7 @@ def wrap(lora: LoraModel, path: str) -> None:
     base = lora.model.get_submodule(path)
     assert isinstance(base, nn.Linear)
     parent = lora.model.get_submodule(path.rpartition(".")[0]) if "." in path else lora.model
-    extra = LoraLinear(base, 2, scaling=1.0, dropout=Dropout(0.0, seed=0))
+    extra = LoraLinear(base, 2, scaling=1.0, dropout=Dropout(0.0, seed=0, num_sites=8))
     setattr(parent, path.rpartition(".")[2], extra)
 
 

@@ -46,7 +46,7 @@ SHAPE = ModelShape(
     head_dim=64,
     vocabulary=1024,
 )
-TOKENS, EXAMPLE_TOKENS = 700, 250
+TOKENS, EXAMPLE_TOKENS = 768, 250  # no padding: with it the masks of routed rows are others
 if not ON_GPU:  # the interpreter takes milliseconds for what a GPU does in microseconds
     SHAPE = dataclasses.replace(SHAPE, num_layers=2, hidden=64, num_experts=2, vocabulary=256)
     SHAPE = dataclasses.replace(SHAPE, experts_per_token=2, expert_width=64, head_dim=32)
@@ -92,7 +92,7 @@ def test_fused_experts_have_the_references_output_and_gradients(
     """E != r, empty experts, one token, all tokens to one expert, ragged sizes; against fp64."""
     experts_per_token = min(2, num_experts)
     plain = Experts(num_experts, 128, 64)
-    dropout = Dropout(rate, seed=rank)
+    dropout = Dropout(rate, seed=rank, num_sites=8)
     dropout.active = True
     plain.lora = ExpertLora(plain, rank, scaling=2.0, dropout=dropout)
     generator = torch.Generator().manual_seed(num_tokens)
@@ -191,7 +191,8 @@ def test_a_fused_model_has_the_references_loss_and_gradients(quantization):
         found.append(gradients(fused))
     for index, layer in enumerate(fused.layers_before):
         fused.model.model.layers[index] = layer
-    unfused = gradients(fused)  # the same precision, by torch's own operations
+    # The same precision, by torch's own operations.
+    unfused = gradients(dataclasses.replace(fused, layers_before=(), graphs=None))
     loss, nll, grads = found[0]
     assert error(loss, exact[0]) < 2e-3
     assert error(nll, exact[1]) < (1.3 * error(unfused[1], exact[1]) if ON_GPU else BOUND)
@@ -216,9 +217,13 @@ def test_route_is_stable_and_covers_every_row():
 
 def test_masks_on_the_gpu_are_those_on_the_cpu():
     """Resume on another device repeats the masks."""
-    dropout = Dropout(0.05, seed=1)
+    dropout = Dropout(0.05, seed=1, num_sites=8)
     dropout.active = True
     shape = torch.Size((65, 130))
     here = dropout.mask(shape, 4, device=torch.device("cpu"))
     assert torch.equal(here, dropout.mask(shape, 4, device=DEVICE).cpu())
-    assert dataclasses.replace(dropout.key(4)) == dropout.key(4)
+    dropout.start_row(7)  # keys that kernels hold already follow
+    assert torch.equal(
+        dropout.mask(shape, 4, device=torch.device("cpu")),
+        dropout.mask(shape, 4, device=DEVICE).cpu(),
+    )

@@ -77,7 +77,7 @@ def test_grouped_matmul_is_each_rows_product_with_its_experts_matrix(counts, num
 def test_grouped_outer_sums_over_an_experts_rows(counts, left, right, dropped, gathered):
     """With and without dropout and gathering; an expert without rows gets zeros."""
     rows = sum(counts)
-    dropout = Dropout(0.3, seed=left)
+    dropout = Dropout(0.3, seed=left, num_sites=8)
     dropout.active = dropped
     x = normal(rows, left)
     source = normal(7 if gathered else rows, right, seed=1)
@@ -98,7 +98,7 @@ def test_grouped_outer_sums_over_an_experts_rows(counts, left, right, dropped, g
         groups_of(counts).offsets,
         scale=1.5,
         token_S=token if gathered else None,
-        drop=dropout.key(3),
+        drop=dropout.key(3, DEVICE),
     )
     torch.testing.assert_close(actual, expected, **TOLERANCE)
 
@@ -113,7 +113,7 @@ def test_grouped_outer_sums_over_an_experts_rows(counts, left, right, dropped, g
 def test_inner_columns_and_their_gradient(counts, num_in, inner, dropped):
     """append_inner, and combine's share of its gradient, are what autograd makes of drop(x)·A^T."""
     rows = sum(counts)
-    dropout = Dropout(0.3, seed=num_in)
+    dropout = Dropout(0.3, seed=num_in, num_sites=8)
     dropout.active = dropped
     token = torch.randint(0, 9, (rows,), generator=torch.Generator().manual_seed(inner))
     token = token.to(DEVICE, torch.int32)
@@ -124,7 +124,13 @@ def test_inner_columns_and_their_gradient(counts, num_in, inner, dropped):
     expected = torch.einsum("si,sri->sr", kept, a[experts_of(counts)]) * 0.5
     wide = torch.cat((routed, expected), dim=1)
     actual = lora.append_inner(
-        x, a, groups_of(counts), num_rows=rows, scale=0.5, drop=dropout.key(5), token_S=token
+        x,
+        a,
+        groups_of(counts),
+        num_rows=rows,
+        scale=0.5,
+        drop=dropout.key(5, DEVICE),
+        token_S=token,
     )
     torch.testing.assert_close(actual, wide.detach(), **TOLERANCE)
     grad = normal(rows, num_in + inner, seed=2)
@@ -134,7 +140,7 @@ def test_inner_columns_and_their_gradient(counts, num_in, inner, dropped):
         None,
         extra_SH=grouped.triton_grouped_matmul(grad[:, num_in:], a, groups_of(counts)),
         scale=0.5,
-        drop=dropout.key(5),
+        drop=dropout.key(5, DEVICE),
     )
     torch.testing.assert_close(folded, routed.grad, **TOLERANCE)
 
@@ -142,12 +148,12 @@ def test_inner_columns_and_their_gradient(counts, num_in, inner, dropped):
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_dropped_is_the_mask_of_the_key(rate):
     """Scaled, rows of a wider matrix."""
-    dropout = Dropout(rate, seed=1)
+    dropout = Dropout(rate, seed=1, num_sites=8)
     dropout.active = True
     x = normal(5, 90)[:, :70]
     mask = dropout.mask(x.shape, 2, device=DEVICE)
     expected = 0.5 * (x if mask is None else x.masked_fill(mask, 0))
-    torch.testing.assert_close(lora.dropped(x, scale=0.5, drop=dropout.key(2)), expected)
+    torch.testing.assert_close(lora.dropped(x, scale=0.5, drop=dropout.key(2, DEVICE)), expected)
 
 
 @pytest.mark.parametrize(("num_out", "width"), [(40, 192), (50, 96)])
@@ -187,12 +193,17 @@ def test_swiglu_and_its_gradients(rows, width):
     actual = swiglu.swiglu(gate_up.detach(), weight.detach())
     torch.testing.assert_close(actual, expected.detach(), **TOLERANCE)
     grad, extra = normal(rows, width + 5, seed=1)[:, :width], normal(rows, width, seed=2)
-    dropout = Dropout(0.3, seed=rows)
+    dropout = Dropout(0.3, seed=rows, num_sites=8)
     dropout.active = True
     mask = dropout.mask(extra.shape, 1, device=DEVICE)
     expected.backward(grad + 0.5 * extra.masked_fill(mask, 0))
     grads = swiglu.swiglu_backward(
-        gate_up.detach(), weight.detach(), grad, extra_SI=extra, scale=0.5, drop=dropout.key(1)
+        gate_up.detach(),
+        weight.detach(),
+        grad,
+        extra_SI=extra,
+        scale=0.5,
+        drop=dropout.key(1, DEVICE),
     )
     for found, wanted in zip(grads, (gate_up.grad, weight.grad), strict=True):
         torch.testing.assert_close(found, wanted, **TOLERANCE)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmar_jobs.qlora.dropout import NOTHING_DROPPED, DropKey
-from mmar_jobs.qlora.kernels.dropout import KEYS, kept
+from mmar_jobs.qlora.kernels.dropout import KEYS, kept, words_of
 
 
 @triton.jit(do_not_specialize=KEYS)
@@ -23,8 +23,7 @@ def _combine_kernel(
     width,
     row_stride,
     scale,
-    key_low,
-    key_high,
+    key,
     threshold,
     EXTRA: tl.constexpr,
     DROP: tl.constexpr,
@@ -36,6 +35,8 @@ def _combine_kernel(
     first = tl.program_id(1) * WIDTH
     at = first + tl.arange(0, WIDTH)[None, :]
     mask = at < width
+    low = tl.load(key) if DROP else 0
+    high = tl.load(key + 1) if DROP else 0
     total = tl.zeros((1, WIDTH), tl.float32)
     for index in tl.static_range(EXPERTS_PER_TOKEN):
         row = tl.load(place + token * EXPERTS_PER_TOKEN + index).to(tl.int64) if PLACES else token
@@ -44,7 +45,7 @@ def _combine_kernel(
             part = tl.load(extra + row * width + at, mask, 0).to(tl.float32) * scale
             if DROP:
                 first_index = (row * width + first).to(tl.int32) + tl.zeros((1, 1), tl.int32)
-                keep = kept(first_index, key_low, key_high, threshold, WIDTH)
+                keep = kept(first_index, low, high, threshold, WIDTH)
                 part = tl.where(keep, part, 0.0)
             total += part
     tl.store(out + token * width + at, total.to(out.dtype.element_ty), mask)
@@ -74,8 +75,7 @@ def combine(
         width,
         rows_SH.stride(0),
         scale,
-        drop.low,
-        drop.high,
+        words_of(drop, rows_SH),
         drop.threshold,
         EXTRA=extra_SH is not None,
         DROP=drop.threshold > 0,

@@ -7,7 +7,7 @@ where torch's loops over experts and waits for each.
 """
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Final, TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmar_jobs.qlora.dropout import NOTHING_DROPPED, DropKey
-from mmar_jobs.qlora.kernels.dropout import KEYS, kept
+from mmar_jobs.qlora.kernels.dropout import KEYS, kept, words_of
 
 ROWS = 128  # rows a tile: half of it is masked where an expert has few
 SM90: Final = (9, 0)
@@ -191,8 +191,7 @@ def _outer_kernel(
     left_stride,
     right_stride,
     scale,
-    key_low,
-    key_high,
+    key,
     threshold,
     GATHER: tl.constexpr,
     DROP: tl.constexpr,
@@ -205,6 +204,8 @@ def _outer_kernel(
     n = tl.program_id(2) * RIGHT + tl.arange(0, RIGHT)
     in_m, in_n = m < num_left, n < num_right
     start, end = tl.load(offsets + expert), tl.load(offsets + expert + 1)
+    low = tl.load(key) if DROP else 0
+    high = tl.load(key + 1) if DROP else 0
     total = tl.zeros((LEFT, RIGHT), tl.float32)
     for first in range(start, end, ROWS):
         row = first + tl.arange(0, ROWS)
@@ -216,7 +217,7 @@ def _outer_kernel(
         right_tile = tl.load(right_at, inside[:, None] & in_n[None, :], 0)
         if DROP:
             first_index = row[:, None] * num_right + tl.program_id(2) * RIGHT
-            keep = kept(first_index, key_low, key_high, threshold, RIGHT)
+            keep = kept(first_index, low, high, threshold, RIGHT)
             right_tile = tl.where(keep, right_tile, 0.0).to(right_tile.dtype)
         total = tl.dot(tl.trans(left_tile), right_tile, total)
     out_at = out + expert.to(tl.int64) * num_left * num_right + m[:, None] * num_right + n[None, :]
@@ -256,8 +257,7 @@ def grouped_outer(
         left_SM.stride(0),
         right_SN.stride(0),
         scale,
-        drop.low,
-        drop.high,
+        words_of(drop, right_SN),
         drop.threshold,
         GATHER=token_S is not None,
         DROP=drop.threshold > 0,
@@ -270,8 +270,11 @@ def grouped_outer(
     return out
 
 
-@lru_cache(maxsize=16)
+@cache
 def one_group(num_rows: int, device: torch.device) -> Groups:
-    """All rows are one expert's: a plain linear layer. Made on the device: nobody waits for it."""
+    """All rows are one expert's: a plain linear layer. Made on the device: nobody waits for it.
+
+    Kept for good, a few KB each: CUDA graphs hold their addresses.
+    """
     offsets = num_rows * torch.arange(2, dtype=torch.int32, device=device)
     return group_rows(offsets, num_rows)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmar_jobs.qlora.dropout import DropKey
-from mmar_jobs.qlora.kernels.dropout import KEYS, kept
+from mmar_jobs.qlora.kernels.dropout import KEYS, kept, words_of
 from mmar_jobs.qlora.kernels.grouped import ROWS, Groups
 
 _COLUMNS = 1024
@@ -29,8 +29,7 @@ def _inner_kernel(
     x_stride,
     out_stride,
     scale,
-    key_low,
-    key_high,
+    key,
     threshold,
     GATHER: tl.constexpr,
     DROP: tl.constexpr,
@@ -51,6 +50,8 @@ def _inner_kernel(
     x_row = x + source.to(tl.int64)[:, None] * x_stride
     out_row = out + tl.where(inside, row, 0).to(tl.int64)[:, None] * out_stride
     factor_row = factor + (expert.to(tl.int64) * num_inner + inner[None, :]) * num_in
+    low = tl.load(key) if DROP else 0
+    high = tl.load(key + 1) if DROP else 0
     total = tl.zeros((ROWS, INNER), tl.float32)
     for first in range(0, num_in, IN):
         at = first + tl.arange(0, IN)
@@ -59,7 +60,7 @@ def _inner_kernel(
         if is_first:
             tl.store(out_row + at[None, :], x_tile, inside[:, None] & here[None, :])
         if DROP:
-            keep = kept(row[:, None] * num_in + first, key_low, key_high, threshold, IN)
+            keep = kept(row[:, None] * num_in + first, low, high, threshold, IN)
             x_tile = tl.where(keep, x_tile, 0.0).to(x_tile.dtype)
         factor_tile = tl.load(factor_row + at[:, None], here[:, None] & in_range[None, :], 0)
         total = tl.dot(x_tile, factor_tile.to(x_tile.dtype), total)
@@ -99,8 +100,7 @@ def append_inner(
         x_TI.stride(0),
         out.stride(0),
         scale,
-        drop.low,
-        drop.high,
+        words_of(drop, x_TI),
         drop.threshold,
         GATHER=token_S is not None,
         DROP=drop.threshold > 0,
@@ -114,14 +114,13 @@ def append_inner(
 
 
 @triton.jit(do_not_specialize=KEYS)
-def _drop_kernel(
-    x, out, width, x_stride, scale, key_low, key_high, threshold, COLUMNS: tl.constexpr
-):
+def _drop_kernel(x, out, width, x_stride, scale, key, threshold, COLUMNS: tl.constexpr):
     row, first = tl.program_id(0), tl.program_id(1) * COLUMNS
     at = first + tl.arange(0, COLUMNS)[None, :]
     part = tl.load(x + row.to(tl.int64) * x_stride + at, at < width, 0).to(tl.float32) * scale
     first_index = row * width + first + tl.zeros((1, 1), tl.int32)
-    part = tl.where(kept(first_index, key_low, key_high, threshold, COLUMNS), part, 0.0)
+    low, high = tl.load(key), tl.load(key + 1)
+    part = tl.where(kept(first_index, low, high, threshold, COLUMNS), part, 0.0)
     tl.store(out + row.to(tl.int64) * width + at, part.to(out.dtype.element_ty), at < width)
 
 
@@ -138,8 +137,7 @@ def dropped(x_TI: Tensor, *, scale: float, drop: DropKey) -> Tensor:
         width,
         x_TI.stride(0),
         scale,
-        drop.low,
-        drop.high,
+        words_of(drop, x_TI),
         drop.threshold,
         COLUMNS=block,
         num_warps=4,

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmar_jobs.qlora.dropout import DropKey
-from mmar_jobs.qlora.kernels.dropout import KEYS, kept
+from mmar_jobs.qlora.kernels.dropout import KEYS, kept, words_of
 
 _ROWS = 4
 
@@ -59,8 +59,7 @@ def _backward_kernel(
     width,
     grad_stride,
     extra_scale,
-    key_low,
-    key_high,
+    key,
     threshold,
     DROP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -68,6 +67,8 @@ def _backward_kernel(
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     scale = tl.load(weight + row, row < num_rows, 0).to(tl.float32)[:, None]
+    low = tl.load(key) if DROP else 0
+    high = tl.load(key + 1) if DROP else 0
     dot = tl.zeros((ROWS,), tl.float32)
     for first in range(0, width, WIDTH):
         at = first + tl.arange(0, WIDTH)
@@ -80,7 +81,7 @@ def _backward_kernel(
         part = part.to(tl.float32) * extra_scale
         if DROP:
             first_index = (row[:, None] * width + first).to(tl.int32)
-            part = tl.where(kept(first_index, key_low, key_high, threshold, WIDTH), part, 0.0)
+            part = tl.where(kept(first_index, low, high, threshold, WIDTH), part, 0.0)
         grad_inner = grad_inner.to(tl.float32) + part
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
@@ -121,8 +122,7 @@ def swiglu_backward(
         width,
         grad_SI.stride(0),
         scale,
-        drop.low,
-        drop.high,
+        words_of(drop, grad_SI),
         drop.threshold,
         DROP=drop.threshold > 0,
         ROWS=_ROWS,

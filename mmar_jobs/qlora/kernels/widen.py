@@ -33,24 +33,26 @@ def _decode(
     code,
     out,
     num_blocks,
-    width,
-    num_out,
     out_stride_e,
     out_stride_o,
+    WIDTH: tl.constexpr,
+    NUM_OUT: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    block = first_block.to(tl.int64) + tl.arange(0, BLOCKS)
+    # Words of four bytes: the eight weights of one are what a thread writes at once.
+    word = first_block * 8 + tl.arange(0, BLOCKS * 8)
+    block = word // 8
     inside = block < num_blocks
     scale = tl.load(absmax_code + tl.load(absmax + block, inside, 0).to(tl.int32))
     scale = scale * tl.load(absmax_scale + block // 256, inside, 0) + tl.load(offset)
-    byte = tl.load(packed + block[:, None] * 32 + tl.arange(0, 32)[None, :], inside[:, None], 0)
-    high = tl.load(code + (byte >> 4).to(tl.int32)) * scale[:, None]
-    low = tl.load(code + (byte & 15).to(tl.int32)) * scale[:, None]
-    first = block * 64
-    row = first // width
-    target = out + (row // num_out) * out_stride_e + (row % num_out) * out_stride_o + first % width
-    weights = tl.interleave(high, low).to(out.dtype.element_ty)
-    tl.store(target[:, None] + tl.arange(0, 64)[None, :], weights, inside[:, None])
+    place = tl.arange(0, 8)[None, :]
+    shift = (place // 2) * 8 + (1 - place % 2) * 4
+    nibble = (tl.load(packed + word, inside, 0)[:, None] >> shift) & 15
+    weights = tl.load(code + nibble) * scale[:, None]
+    row, column = word // (WIDTH // 8), word % (WIDTH // 8) * 8
+    target = out + (row // NUM_OUT).to(tl.int64) * out_stride_e
+    target += (row % NUM_OUT) * out_stride_o + column
+    tl.store(target[:, None] + place, weights.to(out.dtype.element_ty), inside[:, None])
 
 
 @triton.jit
@@ -96,14 +98,14 @@ def _widen_kernel(
     out,
     num_decoding,
     num_blocks,
-    width,
-    num_out,
     branch_out,
     rank,
     num_inner,
     first_column,
     out_stride_e,
     out_stride_o,
+    WIDTH: tl.constexpr,
+    NUM_OUT: tl.constexpr,
     BLOCKS: tl.constexpr,
     OUT: tl.constexpr,
     INNER: tl.constexpr,
@@ -122,22 +124,22 @@ def _widen_kernel(
                 code,
                 out,
                 num_blocks,
-                width,
-                num_out,
                 out_stride_e,
                 out_stride_o,
+                WIDTH,
+                NUM_OUT,
                 BLOCKS,
             )
     if program >= num_decoding:
         tile = program - num_decoding
-        tiles = tl.cdiv(num_out, OUT)
+        tiles = tl.cdiv(NUM_OUT, OUT)
         _place(
             (tile // tiles).to(tl.int64),
             (tile % tiles) * OUT,
             b,
             next_b,
-            out + width,
-            num_out,
+            out + WIDTH,
+            NUM_OUT,
             branch_out,
             rank,
             num_inner,
@@ -166,7 +168,13 @@ def widen(
     if isinstance(weight, Nf4Weight):
         num_blocks = weight.numel() // BLOCK
         codes = (
-            *(weight.packed, weight.absmax, weight.absmax_scale, weight.absmax_code, weight.offset),
+            *(
+                weight.packed.view(torch.int32),
+                weight.absmax,
+                weight.absmax_scale,
+                weight.absmax_code,
+                weight.offset,
+            ),
             _code(out_EOJ.device),
         )
     else:
@@ -181,14 +189,14 @@ def widen(
         out_EOJ,
         num_decoding,
         num_blocks,
-        width,
-        num_out,
         branch_out,
         rank,
         total - width,
         first_column,
         out_EOJ.stride(0),
         out_EOJ.stride(1),
+        WIDTH=width,
+        NUM_OUT=num_out,
         BLOCKS=_BLOCKS,
         OUT=_OUT,
         INNER=triton.next_power_of_2(total - width),
