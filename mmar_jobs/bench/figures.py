@@ -59,19 +59,19 @@ class TrainBench:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes of a CUDA device: torch's peaks, and what is there beside torch's allocator.
+    """Bytes of a CUDA device: torch's peak, and what is there beside torch's allocator.
 
-    That is the context, loaded kernels, an optimizer's paged state, and other processes.
+    That is the context, loaded kernels, an optimizer's paged state, and other processes. The peak
+    is what torch reserved: it does not know what of that the kernels of a CUDA graph use.
     """
 
-    allocated: int
     reserved: int
     beside: int
 
     @property
     def peak(self) -> int:
         """Bytes of the device that were in use at most."""
-        return self.allocated + self.beside
+        return self.reserved + self.beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,6 @@ class Figures:
                 "GiB",
                 "lower",
                 (timed.memory.peak / _GIB,),
-                allocated_gib=timed.memory.allocated / _GIB,
                 reserved_gib=timed.memory.reserved / _GIB,
                 beside_gib=timed.memory.beside / _GIB,
             )

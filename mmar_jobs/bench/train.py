@@ -257,7 +257,6 @@ def _read_memory(device: torch.device) -> MemoryUse | None:
         return None
     free, total = torch.cuda.mem_get_info(device)
     return MemoryUse(
-        allocated=torch.cuda.max_memory_allocated(device),
         reserved=torch.cuda.max_memory_reserved(device),
         beside=total - free - torch.cuda.memory_reserved(device),
     )

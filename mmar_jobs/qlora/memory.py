@@ -175,8 +175,10 @@ class _Memory:
         attention = 2 * (self._kept[-1] - self._kept[-2])  # made again, and their gradients
         chunk = min(completion_tokens, LOSS_CHUNK)
         loss = (chunk * shape.vocabulary + 3 * completion_tokens * shape.hidden) * _BF16
-        # The layers' graphs have a pool of their own, which lends nothing to the loss.
-        self._work = max(experts, attention) + loss
+        # The layers' graphs have a pool of their own, which lends nothing to what runs outside: the
+        # loss; embeddings, the last norm (in fp32) and their gradients, 16 times a row's states.
+        outside = loss + 16 * tokens * shape.hidden * _BF16
+        self._work = max(experts, attention) + outside
 
     def peak(self, levels: Sequence[int]) -> dict[str, int]:
         """Parts at the fullest moment: some layer's backward, or the loss before the topmost."""
