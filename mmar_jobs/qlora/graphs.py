@@ -29,7 +29,7 @@ from mmar_jobs.qlora.foreign import Context
 _TOKENS_APART: Final = 256
 _FEWEST_SEQUENCES: Final = 8
 _SHORTEST: Final = 512  # flash attention's grid grows with the longest sequence
-# A set is some 10,000 nodes of graphs in the driver's memory.
+# A set is some 7,000 nodes of graphs in the driver's memory.
 _MAX_SETS: Final = 16
 _INTERFACE_TYPES: Final = {2: "<i2", 4: "<f4"}
 
