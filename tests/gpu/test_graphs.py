@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from mmar_jobs.qlora.graphs import RowSize, padded_tokens
-
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
@@ -164,11 +162,3 @@ def test_steps_are_the_steps_without_graphs():
         found.append([take_step(fit, part, step=at).loss for at, part in enumerate(steps)])
     assert found[0] == pytest.approx(found[1], rel=5e-3)
     assert found[0][2] < found[0][0]
-
-
-def test_row_sizes_are_few_and_large_enough():
-    """Padding is one sequence more, and at most 255 tokens."""
-    size = RowSize.of([300, 700, 30], 3)
-    assert size == RowSize(1280, 8, 1024, 3)
-    assert RowSize.of([100] * 8, 0).num_sequences == 16
-    assert [padded_tokens(n) for n in (1, 256, 257)] == [256, 256, 512]
