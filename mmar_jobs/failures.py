@@ -22,6 +22,11 @@ def explain(error: BaseException) -> MmarError | None:
     Out of memory is a SettingsError: the same command would need as much memory again.
     """
     if isinstance(error, MemoryError) or _is_failed_allocation(error):
+        if "CUDA" in str(error):
+            return SettingsError(
+                "the GPU is out of memory: free it of other processes (nvidia-smi), or lower "
+                "--hardware.memory-gb, for training to keep less, or --optim.token-budget"
+            )
         return SettingsError("out of memory: lower --engine.rows-per-batch or --optim.token-budget")
     return _explain_os(error) if isinstance(error, OSError) else None
 

@@ -49,11 +49,13 @@ def test_out_of_memory_is_a_settings_error() -> None:
     """Python's own and torch's real one: the same command would need as much again."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 55)
-    for error in (MemoryError(), caught.value, RuntimeError("CUDA out of memory. Tried to ...")):
+    on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+    for error in (MemoryError(), caught.value, on_gpu):
         found = explain(error)
         assert found is not None
         assert ExitCode.SETTINGS == found.exit_code
-        assert "lower --engine.rows-per-batch or --optim.token-budget" in str(found)
+        assert "--optim.token-budget" in str(found)
+        assert ("nvidia-smi" in str(found)) == (error is on_gpu)
 
 
 @pytest.mark.parametrize(
