@@ -24,13 +24,13 @@ from mmar_jobs.bench.shape import build_thinker
 from mmar_jobs.bench.stock import StockTrainer
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.distributed import ALONE, GradientSum, Workers
-from mmar_jobs.qlora.graphs import padded_tokens
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.memory import MemoryPlan, Trained, plan_memory
 from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, pack
 from mmar_jobs.qlora.policy import PolicyGradient
 from mmar_jobs.qlora.recipes import LoraRecipe, PolicyRecipe, TrainRecipe
+from mmar_jobs.qlora.row_size import padded_tokens
 from mmar_jobs.qlora.step import CROSS_ENTROPY, Fit, share_rows, take_step
 
 
@@ -143,7 +143,7 @@ class _Ours:
         self.recipe = _recipe(self.bench, tokens)
         self.optimizer.zero_grad(set_to_none=True)
         plan = self._plan(rows, tokens)
-        self.lora.keep(plan.saved)
+        self.lora.keep(plan.saved, token_budget=tokens, lends=not self._accumulates)
         _free(self.device)  # blocks that fit the size before would be fragments here
         timed = _time_steps(lambda: self.take(rows), self.bench, self.device)
         yield from figures.of_steps(timed, self.lora.factors().values())
@@ -169,13 +169,18 @@ class _Ours:
         self.step += 1
         return result.loss
 
+    @property
+    def _accumulates(self) -> bool:
+        return self.bench.rows > self.bench.processes
+
     def _plan(self, rows: _Rows, tokens: int) -> MemoryPlan:
         bench = self.bench
-        accumulates = bench.rows > bench.processes
-        trained = Trained(bench.rank, bench.optimizer, bench.quantization, accumulates=accumulates)
+        trained = Trained(
+            bench.rank, bench.optimizer, bench.quantization, accumulates=self._accumulates
+        )
         return plan_memory(
             bench.model_shape,
-            padded_tokens(tokens),
+            padded_tokens(tokens, tokens),
             bench.memory_bytes,
             completion_tokens=rows.completion_tokens // bench.rows,
             trained=trained,
@@ -193,6 +198,7 @@ class _Ours:
             loss, _ = step_loss.of_row(fit, packed)
             middle = _now(self.device)
             loss.backward()  # type: ignore[no-untyped-call]
+            del loss  # as take_step does
             end = _now(self.device)
             forward_s, backward_s = forward_s + middle - at, backward_s + end - middle
         self.lora.dropout.active = False

@@ -10,7 +10,6 @@ import torch
 
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.distributed import Workers
-from mmar_jobs.qlora.graphs import padded_tokens
 from mmar_jobs.qlora.lora import LoraModel
 from mmar_jobs.qlora.memory import (
     MemoryPlan,
@@ -20,6 +19,7 @@ from mmar_jobs.qlora.memory import (
     plan_memory,
 )
 from mmar_jobs.qlora.recipes import TrainRecipe
+from mmar_jobs.qlora.row_size import padded_tokens
 
 _GB: Final = 10**9
 _NUM_THREADS: Final = 4
@@ -92,16 +92,17 @@ def plan_gpu(
         tower_bytes=sum(weight.numel() * weight.element_size() for weight in tower.parameters()),
     )
     shape, tokens = ModelShape.of(lora.model.model.config), recipe.token_budget
-    padded = padded_tokens(tokens)
+    padded = padded_tokens(tokens, tokens)
 
     def plan(how: Trained) -> MemoryPlan:
         return plan_memory(shape, padded, limit_bytes, completion_tokens=tokens, trained=how)
 
     try:
-        lora.keep(plan(trained).saved)
+        lora.keep(plan(trained).saved, token_budget=tokens, lends=not trained.accumulates)
     except SettingsError:
         if recipe.optimizer != "adamw8bit":
             raise
-        lora.keep(plan(dataclasses.replace(trained, pages_optimizer=True)).saved)
+        paged = dataclasses.replace(trained, pages_optimizer=True)
+        lora.keep(plan(paged).saved, token_budget=tokens, lends=not paged.accumulates)
         return True
     return False

@@ -94,12 +94,15 @@ class LoraModel:
         """Whether fused layers compute, which keep only what `keep` says."""
         return bool(self.layers_before)
 
-    def keep(self, saved: Sequence[Saved]) -> None:
-        """Say for each fused layer what it keeps for its backward pass; any other keeps all."""
+    def keep(self, saved: Sequence[Saved], *, token_budget: int, lends: bool = False) -> None:
+        """Say for each fused layer what it keeps for its backward pass; any other keeps all.
+
+        Rows have up to `token_budget` tokens; `lends` as in RowGraphs.prepare.
+        """
         for layer, kept in zip(self.model.model.layers, saved, strict=True):
             layer.saved = kept
         if self.graphs:
-            self.graphs.clear()
+            self.graphs.prepare(token_budget=token_budget, lends=lends)
 
     def factors(self) -> dict[str, nn.Parameter]:
         """All trained parameters by name, in model order."""
@@ -111,12 +114,16 @@ class LoraModel:
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
-        """Inside the block the model is its base: what the adapter adds is multiplied by zero."""
+        """Inside the block the model is its base: what the adapter adds is multiplied by zero.
+
+        Without gradients: CUDA graphs hold the factors that they were captured with.
+        """
         scalings = {path: site.scaling for path, site in self.sites.items()}
         for site in self.sites.values():
             site.scaling = 0.0
         try:
-            yield
+            with torch.no_grad():
+                yield
         finally:
             for path, site in self.sites.items():
                 site.scaling = scalings[path]
@@ -130,8 +137,6 @@ class LoraModel:
             else:
                 del self.model.get_submodule(path).lora
         self.sites.clear()
-        if self.graphs:
-            self.graphs.clear()
         for index, layer in enumerate(self.layers_before):
             self.model.model.layers[index] = layer
         self.model.set_experts_implementation(self.experts_before)
@@ -194,6 +199,7 @@ def fuse(holder: LoraModel) -> LoraModel:
     before = tuple(layers)
     for index, layer in enumerate(before):
         layers[index] = FusedLayer(layer)
-    on_gpu = holder.model.model.embed_tokens.weight.is_cuda
+    weight = holder.model.model.embed_tokens.weight
+    on_gpu = weight.is_cuda and weight.dtype.itemsize == 2
     graphs = RowGraphs(tuple(layers), holder.dropout) if on_gpu else None
     return dataclasses.replace(holder, layers_before=before, graphs=graphs)

@@ -181,7 +181,7 @@ class _Memory:
         self._work = max(experts, attention) + outside
 
     def peak(self, levels: Sequence[int]) -> dict[str, int]:
-        """Parts at the fullest moment: some layer's backward, or the loss before the topmost."""
+        """Parts at the fullest moment, some layer's backward; the loss has memory of its own."""
         kept = list(itertools.accumulate(self._kept[level] for level in levels))
         num_layers = len(levels)
         moments = [

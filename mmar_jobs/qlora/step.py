@@ -298,6 +298,7 @@ def _sum_rows(fit: Fit, step_loss: StepLoss, row_plan: Sequence[PackedRow], *, s
         sums[1:] += own
         with fit.gradients.last_backward() if is_last else nullcontext():
             part.backward()  # type: ignore[no-untyped-call]
+        del part, own  # with them would live, beside the next row, all nodes of this one's graph
     lora.dropout.active = False
     fit.gradients.finish(sums)
     return sums

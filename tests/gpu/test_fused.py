@@ -21,9 +21,11 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
 
 from mmar_jobs.bench.rows import draw_rows  # noqa: E402
 from mmar_jobs.bench.shape import build_thinker  # noqa: E402
+from mmar_jobs.qlora.attention import row_layout  # noqa: E402
 from mmar_jobs.qlora.dropout import Dropout  # noqa: E402
 from mmar_jobs.qlora.experts import ExpertLora, experts_forward  # noqa: E402
 from mmar_jobs.qlora.fused import ExpertsCall, Projection, lora_experts, route  # noqa: E402
+from mmar_jobs.qlora.graphs import _call, _Inputs, _leaves  # noqa: E402
 from mmar_jobs.qlora.lora import attach_lora, fuse  # noqa: E402
 from mmar_jobs.qlora.loss import token_coefficients  # noqa: E402
 from mmar_jobs.qlora.memory import LEVELS, ModelShape  # noqa: E402
@@ -187,7 +189,7 @@ def test_a_fused_model_has_the_references_loss_and_gradients(quantization):
     exact = gradients(plain)
     found = []
     for saved in LEVELS if ON_GPU or quantization == "nf4" else LEVELS[:1]:
-        fused.keep([saved] * SHAPE.num_layers)
+        fused.keep([saved] * SHAPE.num_layers, token_budget=TOKENS)
         found.append(gradients(fused))
     for index, layer in enumerate(fused.layers_before):
         fused.model.model.layers[index] = layer
@@ -204,6 +206,29 @@ def test_a_fused_model_has_the_references_loss_and_gradients(quantization):
         assert torch.equal(nll, other_nll)
         for name, grad in grads.items():  # the sums of flash attention's backward have no order
             assert error(other_grads[name], grad) <= (BOUND if ON_GPU else 0), name
+
+
+@pytest.mark.parametrize("saved", LEVELS)
+def test_a_layer_computes_with_factors_that_stand_in_for_its_own(saved):
+    """As graphs are captured: the same output and gradients, whatever is computed again."""
+    lora, _ = models("nf4", dropout=0.2)
+    lora.dropout.active = True
+    layer: Any = lora.model.model.layers[0]
+    layer.saved = saved
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(24, n, generator=generator) for n in (SHAPE.hidden, *[SHAPE.head_dim] * 2)]
+    hidden, cos, sin = (tensor.to(DEVICE, DTYPE) for tensor in drawn)
+    row = row_layout([16, 8], DEVICE)
+    leaves = _leaves(layer)
+    inputs = _Inputs(hidden, cos, sin, row.cuts)
+    out = _call(layer, leaves, hidden, inputs, row)
+    grads = torch.autograd.grad(out.square().sum(), list(leaves.values()))
+    own = layer(hidden[None], position_embeddings=(cos[None], sin[None]), row_layout=row)[0]
+    factors = [layer.get_parameter(name) for name in leaves]
+    wanted = torch.autograd.grad(own.square().sum(), factors)
+    assert torch.equal(out, own)
+    for name, grad, other in zip(leaves, grads, wanted, strict=True):
+        assert error(grad, other.cpu()) <= (BOUND if ON_GPU else 0), name
 
 
 def test_route_is_stable_and_covers_every_row():
