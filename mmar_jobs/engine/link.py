@@ -18,7 +18,7 @@ import structlog
 from pydantic_core import from_json
 
 from mmar_jobs.engine import pace
-from mmar_jobs.engine.wire import MalformedReply, served_models
+from mmar_jobs.engine.wire import MalformedReply, served_models, streamed_failure
 from mmar_jobs.errors import DataError, GateError, SettingsError
 
 KEY_NAME: Final = "VLLM_API_KEY"
@@ -209,6 +209,10 @@ class Link:
         async with self._attempt(), self._failures_sorted():
             response = await client.post(_CHAT, content=body, headers=_JSON, extensions=extensions)
             self._check(response)
+            # What fails after the first event cannot change the status any more.
+            failure = streamed_failure(response.content)
+            if failure is not None:
+                self._check(response, failure.code, _one_line(failure.message))
             return response.content
 
     async def _get(self, path: str) -> bytes:
@@ -245,12 +249,16 @@ class Link:
         if event == "connection.connect_tcp.complete":
             self._num_connections += 1
 
-    def _check(self, response: httpx2.Response) -> None:
-        status = response.status_code
-        if status == 200:
-            return
-        if status in _BUSY or status >= 500:
+    def _check(
+        self, response: httpx2.Response, status: int | None = None, message: str = ""
+    ) -> None:
+        """Raise by the status of a response, or by `status` that came in its body."""
+        if status is None:
+            status = response.status_code
+            if status == 200:
+                return
             message = _message(response)
+        if status in _BUSY or status >= 500:
             reason = f"status {status}: {message}" if message else f"status {status}"
             raise Transient(reason, _retry_after_s(response))
         if status in _REFUSED:
@@ -258,7 +266,6 @@ class Link:
                 f"{self.url} refuses the key (status {status}): set {KEY_NAME} in the environment "
                 "to the server's"
             )
-        message = _message(response)
         if status == 404 and "model" not in message:
             raise SettingsError(
                 f"{self.url} has no {response.url.path}: give the address of a vLLM server, like "
@@ -276,6 +283,10 @@ def _message(response: httpx2.Response) -> str:
         message = str(told.get("error", told)["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
         message = response.text
+    return _one_line(message)
+
+
+def _one_line(message: str) -> str:
     return " ".join(message.split())[:_LONGEST_MESSAGE]
 
 

@@ -56,9 +56,46 @@ class Reply(Struct):
     choices: list[Choice]
 
 
+class Part(Struct, gc=False):
+    """The next tokens of one draw; the first event of a draw has none, the last a reason."""
+
+    index: int
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    logprobs: Logprobs | None = None
+
+
+class Event(Struct):
+    """The fields that are read of one event of a stream; the prompt comes with the first."""
+
+    choices: list[Part]
+    prompt_token_ids: list[int] | None = None
+
+
+class Problem(Struct):
+    """What the server says of an error, and the status that it would have had."""
+
+    message: str = ""
+    code: int = 500
+
+
+class Failure(Struct):
+    """The event that ends a stream early."""
+
+    error: Problem
+
+
 # A reply is 100 bytes a token, most of them fields that nobody reads: msgspec skips those, and
 # takes a third of the time of pydantic.
-_REPLIES: Final = msgspec.json.Decoder(Reply)
+_EVENTS: Final = msgspec.json.Decoder(Event)
+_FAILURES: Final = msgspec.json.Decoder(Failure)
+# Replies are streamed, and read when they are whole. The server writes a stream in pieces while it
+# decodes; else it would write all draws when the last one ends, for seconds during which it neither
+# reads nor passes on another question. Piece by token it would take longer than that.
+_TOKENS_A_PIECE: Final = 64
+_DATA: Final = b"data: "
+_FAILED: Final = b'data: {"error"'
+_DONE: Final = b"data: [DONE]"
 
 
 class MalformedReply(Exception):
@@ -108,6 +145,8 @@ def request_body(model: str, request: Request, sampling: Sampling, sound: Sound)
         "logprobs": True,
         "return_token_ids": True,
         "skip_special_tokens": False,
+        "stream": True,
+        "stream_interval": _TOKENS_A_PIECE,
     }
 
 
@@ -134,19 +173,49 @@ def _messages(prompt: Prompt, sound: Sound) -> list[dict[str, Any]]:
     return messages
 
 
+def streamed_failure(data: bytes) -> Problem | None:
+    """The error that ended a stream, whose status was sent before; None where none did.
+
+    Quotes of what a model says are escaped, so that it cannot look like one.
+    """
+    start = data.rfind(_FAILED)
+    if start < 0:
+        return None
+    try:
+        return _FAILURES.decode(data[start + len(_DATA) :].partition(b"\n")[0]).error
+    except msgspec.DecodeError:
+        return Problem("an error without words")
+
+
 def parse_reply(data: bytes, num_draws: int) -> Reply:
     """The reply to a request for `num_draws` draws; MalformedReply where it is anything else."""
+    lines = [line for line in data.splitlines() if line.startswith(_DATA)]
+    if not lines or lines[-1] != _DONE:
+        raise MalformedReply("a stream without its end")
     try:
-        reply = _REPLIES.decode(data)
+        events = [_EVENTS.decode(line[len(_DATA) :]) for line in lines[:-1]]
     except msgspec.DecodeError as error:
         raise MalformedReply(str(error)) from None
-    if sorted(choice.index for choice in reply.choices) != list(range(num_draws)):
-        raise MalformedReply(f"{len(reply.choices)} choices for {num_draws} draws")
-    for choice in reply.choices:
-        if len(choice.logprobs.content) != len(choice.token_ids):
-            raise MalformedReply(f"choice {choice.index}: not one logprob a token")
-    reply.choices.sort(key=lambda choice: choice.index)
-    return reply
+    prompt_ids = next((one.prompt_token_ids for one in events if one.prompt_token_ids), None)
+    if prompt_ids is None:
+        raise MalformedReply("no prompt_token_ids")
+    parts: list[list[Part]] = [[] for _ in range(num_draws)]
+    for part in (part for event in events for part in event.choices):
+        if not 0 <= part.index < num_draws:
+            raise MalformedReply(f"choice {part.index} of {num_draws} draws")
+        parts[part.index].append(part)
+    return Reply(prompt_ids, [_choice(index, one) for index, one in enumerate(parts)])
+
+
+def _choice(index: int, parts: Sequence[Part]) -> Choice:
+    """A draw from its pieces, which come in order."""
+    ids = [token for part in parts for token in part.token_ids or ()]
+    logprobs = [token for part in parts if part.logprobs for token in part.logprobs.content]
+    if not parts or not ids or parts[-1].finish_reason is None:
+        raise MalformedReply(f"choice {index}: no tokens, or no end")
+    if len(logprobs) != len(ids):
+        raise MalformedReply(f"choice {index}: not one logprob a token")
+    return Choice(index, parts[-1].finish_reason, ids, Logprobs(logprobs))
 
 
 def completions(

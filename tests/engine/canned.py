@@ -16,6 +16,7 @@ from mmar_jobs.chat import load_tokenizer, render_prompt
 from mmar_jobs.identity import ModelIdentity
 from mmar_jobs.prompt import Prompt
 from tests.engine.faults import FaultyHandler, FaultyServer, listening
+from tests.engine.stream import streamed
 
 _WAV_HEADER_BYTES = 80  # of a WAV of floats as libsndfile writes it
 _SAMPLE_BYTES = 4
@@ -29,7 +30,7 @@ class Canned(FaultyServer):
         self.name = f"mmar-{ModelIdentity(base_digest=model_digest(folder)).hash[:16]}"
         self._tokenizer = load_tokenizer(folder)
         self._audio_id = self._tokenizer.convert_tokens_to_ids(self._tokenizer.audio_token)
-        self._choices: dict[tuple[int, int], str] = {}
+        self._pieces: dict[tuple[int, int], bytes] = {}
         self._num_audio_tokens: dict[str, int] = {}
 
     def complete(self, body: dict[str, Any]) -> bytes:
@@ -47,10 +48,12 @@ class Canned(FaultyServer):
             times = self._num_audio_tokens[sound["uuid"]] if token == self._audio_id else 1
             ids += [token] * times
         size = (body["n"], body["max_completion_tokens"])
-        if size not in self._choices:
-            self._choices[size] = json.dumps([self._choice(n, size[1]) for n in range(size[0])])
-        rest = {"model": self.name, "prompt_token_ids": ids, "object": "chat.completion"}
-        return f'{json.dumps(rest)[:-1]}, "choices": {self._choices[size]}}}'.encode()
+        rest = {"model": self.name, "object": "chat.completion.chunk"}
+        if size not in self._pieces:
+            choices = [self._choice(n, size[1]) for n in range(size[0])]
+            self._pieces[size] = streamed(rest | {"choices": choices}, body["stream_interval"])
+        first = json.dumps(rest | {"prompt_token_ids": ids, "choices": []})
+        return f"data: {first}\n\n".encode() + self._pieces[size]
 
     def _choice(self, index: int, num_tokens: int) -> dict[str, Any]:
         """Words of the vocabulary, other ones each draw."""

@@ -23,6 +23,7 @@ from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.prompt import Prompt
 from mmar_jobs.records import Finish
 from tests.engine.faults import Fault, FaultyHandler, FaultyServer, Script, error, listening
+from tests.engine.stream import streamed
 
 
 class LoopbackVllm:
@@ -89,7 +90,7 @@ class LoopbackVllm:
     def complete_json(self, body: dict[str, Any]) -> tuple[int, bytes]:
         """Status and bytes of the answer to a chat completion request."""
         status, told = self.complete(body)
-        return status, json.dumps(told).encode()
+        return status, streamed(told) if status == 200 else json.dumps(told).encode()
 
     def complete(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and body of the answer to a chat completion request."""

@@ -60,6 +60,8 @@ def test_every_option_is_a_top_level_field(vllm: LoopbackVllm, connect: Connect)
         "max_completion_tokens": 12,
         "logprobs": True,
         "return_token_ids": True,
+        "stream": True,
+        "stream_interval": 64,
     }
     assert expected == {name: body[name] for name in expected}
     assert body["thinking_token_budget"] is body["repetition_detection"] is None

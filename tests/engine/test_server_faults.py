@@ -1,8 +1,10 @@
 """Failures of servers and connections: each by its kind costs time, or ends it in one line."""
 
+import json
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -10,7 +12,7 @@ from structlog.testing import capture_logs
 from mmar_jobs.engine.local import LocalEngine
 from mmar_jobs.errors import DataError, GateError, MmarError, SettingsError, TryAgain
 from tests.engine.cases import GREEDY, QUICK, Connect, ask, requests
-from tests.engine.faults import Fault
+from tests.engine.faults import Fault, error
 from tests.engine.loopback import LoopbackVllm
 
 
@@ -68,6 +70,50 @@ def test_a_refused_request_is_a_data_error(vllm: LoopbackVllm, connect: Connect)
     vllm.script = lambda _: Fault(status=400, message="audio is too\nlong")
     with pytest.raises(DataError, match=r"refuses a request \(status 400\): audio is too long"):
         ask(connect(vllm.url), requests()[:1], GREEDY)
+    assert 1 == len(vllm.bodies)
+
+
+def _ended_early(vllm: LoopbackVllm, monkeypatch: pytest.MonkeyPatch, *, code: int) -> None:
+    """Let the first stream end after its first events, as vLLM ends it: with an error in it."""
+    complete = vllm.complete_json
+    failure = error("gone\nwrong")
+    failure["error"]["code"] = code
+
+    def fail(body: dict[str, Any]) -> tuple[int, bytes]:
+        status, data = complete(body)
+        if len(vllm.bodies) == 1:
+            begun = data.split(b"\n\n")[:2]
+            events = [*begun, f"data: {json.dumps(failure)}".encode(), b"data: [DONE]", b""]
+            data = b"\n\n".join(events)
+        return status, data
+
+    monkeypatch.setattr(vllm, "complete_json", fail)
+
+
+def test_an_error_within_a_stream_is_one(
+    vllm: LoopbackVllm, connect: Connect, local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that fails after status 200 was sent is asked again, by the code that it tells."""
+    engine = connect(vllm.url)
+    engine.canary()
+    _ended_early(vllm, monkeypatch, code=500)
+    with capture_logs() as logs:
+        served = ask(engine, requests()[:1], GREEDY)
+    assert [c[0].text for c in ask(local, requests()[:1], GREEDY)] == [c[0].text for c in served]
+    assert 2 == len(vllm.bodies)
+    [said] = [line for line in logs if line["event"] == "request_failed"]
+    assert "status 500: gone wrong" == said["reason"]
+
+
+def test_a_refusal_within_a_stream_is_a_data_error(
+    vllm: LoopbackVllm, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not tried again, as if it had been the status."""
+    engine = connect(vllm.url)
+    engine.canary()
+    _ended_early(vllm, monkeypatch, code=400)
+    with pytest.raises(DataError, match=r"refuses a request \(status 400\): gone wrong"):
+        ask(engine, requests()[:1], GREEDY)
     assert 1 == len(vllm.bodies)
 
 
