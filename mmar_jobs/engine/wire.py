@@ -209,8 +209,11 @@ def parse_reply(data: bytes, num_draws: int) -> Reply:
 
 def _choice(index: int, parts: Sequence[Part]) -> Choice:
     """A draw from its pieces, which come in order."""
-    ids = [token for part in parts for token in part.token_ids or ()]
-    logprobs = [token for part in parts if part.logprobs for token in part.logprobs.content]
+    ids: list[int] = []
+    logprobs: list[Token] = []
+    for part in parts:
+        ids += part.token_ids or ()
+        logprobs += part.logprobs.content if part.logprobs else ()
     if not parts or not ids or parts[-1].finish_reason is None:
         raise MalformedReply(f"choice {index}: no tokens, or no end")
     if len(logprobs) != len(ids):
