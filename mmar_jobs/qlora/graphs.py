@@ -318,6 +318,7 @@ class RowGraphs:
             layers.append(layer)
             if self._lends:  # they are read when the last graph has run
                 held += grads
+            del grads
         return _Captured(lent_inputs, tuple(reversed(layers)))
 
     def _capture_backward(
