@@ -10,24 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3OmniMoeThinkerConfig, Qwen3OmniMoeThinkerForConditionalGeneration
 
+from mmar_jobs.planning.shape import REFERENCE
 from mmar_jobs.qlora.foreign import Thinker
 from mmar_jobs.qlora.load import place_nf4
 from mmar_jobs.qlora.memory import ModelShape, Quantization
 from mmar_jobs.qlora.nf4 import Nf4Weight
 
 SHAPES: Final = {
-    # Qwen3-Omni-30B-A3B-Thinking's text part, from its config.json.
-    "30b": ModelShape(
-        num_layers=48,
-        hidden=2048,
-        num_experts=128,
-        experts_per_token=8,
-        expert_width=768,
-        num_heads=32,
-        num_kv_heads=4,
-        head_dim=128,
-        vocabulary=152_064,
-    ),
+    "30b": ModelShape(**REFERENCE.model_dump()),
     # The embedded model's (tiny/model.py), for a run of seconds on a CPU.
     "tiny": ModelShape(
         num_layers=2,
