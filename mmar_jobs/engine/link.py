@@ -212,7 +212,7 @@ class Link:
             # What fails after the first event cannot change the status any more.
             failure = streamed_failure(response.content)
             if failure is not None:
-                self._check(response, failure.code, _one_line(failure.message))
+                raise self._failure(response, failure.code, failure.message)
             return response.content
 
     async def _get(self, path: str) -> bytes:
@@ -249,45 +249,38 @@ class Link:
         if event == "connection.connect_tcp.complete":
             self._num_connections += 1
 
-    def _check(
-        self, response: httpx2.Response, status: int | None = None, message: str = ""
-    ) -> None:
-        """Raise by the status of a response, or by `status` that came in its body."""
-        if status is None:
-            status = response.status_code
-            if status == 200:
-                return
-            message = _message(response)
+    def _check(self, response: httpx2.Response) -> None:
+        if response.status_code != 200:
+            raise self._failure(response, response.status_code, _message(response))
+
+    def _failure(self, response: httpx2.Response, status: int, told: str) -> Exception:
+        """What a status, and what the server says to it, mean to whoever asked."""
+        message = " ".join(told.split())[:_LONGEST_MESSAGE]
         if status in _BUSY or status >= 500:
             reason = f"status {status}: {message}" if message else f"status {status}"
-            raise Transient(reason, _retry_after_s(response))
+            return Transient(reason, _retry_after_s(response))
         if status in _REFUSED:
-            raise SettingsError(
+            return SettingsError(
                 f"{self.url} refuses the key (status {status}): set {KEY_NAME} in the environment "
                 "to the server's"
             )
         if status == 404 and "model" not in message:
-            raise SettingsError(
+            return SettingsError(
                 f"{self.url} has no {response.url.path}: give the address of a vLLM server, like "
                 "http://host:8000"
             )
         if status == 404:
-            raise GateError(f"{self.url} no longer serves model {self.name}: {message}")
-        raise DataError(f"{self.url} refuses a request (status {status}): {message}")
+            return GateError(f"{self.url} no longer serves model {self.name}: {message}")
+        return DataError(f"{self.url} refuses a request (status {status}): {message}")
 
 
 def _message(response: httpx2.Response) -> str:
-    """What the server says of an error, in one line."""
+    """What the server says of an error."""
     try:
         told = response.json()
-        message = str(told.get("error", told)["message"])
+        return str(told.get("error", told)["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        message = response.text
-    return _one_line(message)
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())[:_LONGEST_MESSAGE]
+        return response.text
 
 
 def _retry_after_s(response: httpx2.Response) -> float | None:

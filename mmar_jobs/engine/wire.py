@@ -89,7 +89,7 @@ class Failure(Struct):
 # takes a third of the time of pydantic.
 _EVENTS: Final = msgspec.json.Decoder(Event)
 _FAILURES: Final = msgspec.json.Decoder(Failure)
-# Replies are streamed, and read when they are whole: the server writes a stream piece by piece while
+# Replies are streamed, and read when they are whole: the server writes a stream bit by bit while
 # it decodes. Else it would write all draws when the last one ends, for seconds during which it
 # neither reads nor passes on another question. Token by token would cost it half as much again.
 _TOKENS_A_PIECE: Final = 64
