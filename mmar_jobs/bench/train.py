@@ -30,7 +30,6 @@ from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, pack
 from mmar_jobs.qlora.policy import PolicyGradient
 from mmar_jobs.qlora.recipes import LoraRecipe, PolicyRecipe, TrainRecipe
-from mmar_jobs.qlora.row_size import padded_tokens
 from mmar_jobs.qlora.step import CROSS_ENTROPY, Fit, share_rows, take_step
 
 
@@ -180,7 +179,7 @@ class _Ours:
         )
         return plan_memory(
             bench.model_shape,
-            padded_tokens(tokens, tokens),
+            tokens,
             bench.memory_bytes,
             completion_tokens=rows.completion_tokens // bench.rows,
             trained=trained,

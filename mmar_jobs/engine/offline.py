@@ -35,9 +35,7 @@ from mmar_jobs.engine.serving import GIB, USUAL_WORKLOAD, Node, engine_args, one
 from mmar_jobs.engine.serving_command import read_shape, served_name
 from mmar_jobs.engine.wire import (
     Choice,
-    Logprobs,
     Reply,
-    Token,
     check_room,
     completions,
     first_seed,
@@ -77,7 +75,7 @@ class OfflineEngine:
         prompt_ids = self._tokenizer.prompt_ids(CANARY_REQUEST.prompt)
         reply = self._runner.run(self._reply(CANARY_REQUEST, prompt_ids, CANARY_SAMPLING))
         [choice] = reply.choices
-        return Canary(token_ids=tuple(choice.token_ids), logprobs=choice.token_logprobs)
+        return Canary(token_ids=tuple(choice.token_ids), logprobs=tuple(choice.logprobs))
 
     def answer(
         self, requests: Sequence[Request], sampling: Sampling, on_answer: Callable[[int], None]
@@ -163,14 +161,13 @@ def _reply(output: Any) -> Reply:
     """What a server would have answered; see wire.Reply."""
     choices = [
         Choice(
-            index=one.index,
             finish_reason=one.finish_reason,
             token_ids=list(one.token_ids),
-            logprobs=Logprobs([Token(logprob) for logprob in one.logprobs.logprobs]),
+            logprobs=list(one.logprobs.logprobs),
         )
         for one in sorted(output.outputs, key=lambda one: one.index)
     ]
-    assert all(len(one.token_ids) == len(one.logprobs.content) for one in choices), (
+    assert all(len(one.token_ids) == len(one.logprobs) for one in choices), (
         "logprobs=0 is one a token"
     )
     return Reply(prompt_token_ids=list(output.prompt_token_ids), choices=choices)

@@ -142,7 +142,7 @@ class ServerEngine:
         sound = Sound(_data_url(CANARY_REQUEST.clip), "canary")
         body = _body(link, CANARY_REQUEST, CANARY_SAMPLING, sound)
         [choice] = _parsed(await link.ask_control(body), CANARY_REQUEST).choices
-        canary = Canary(token_ids=tuple(choice.token_ids), logprobs=choice.token_logprobs)
+        canary = Canary(token_ids=tuple(choice.token_ids), logprobs=tuple(choice.logprobs))
         if self._canary is None:
             self._canary = canary
         check_canary(self._canary, canary, model=link.model, tolerance_nats=self._tolerance_nats)

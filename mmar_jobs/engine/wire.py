@@ -7,11 +7,11 @@ In the words of its OpenAI-compatible server; what answers in this process is re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from mmar_jobs.engine import Completion, Request, Sampling
 from mmar_jobs.engine.sampling import draw_seed
@@ -21,6 +21,23 @@ from mmar_jobs.records import Finish
 
 # What repeats itself was cut, as what grew too long: neither is an answer.
 _FINISH: Final = {"stop": Finish.STOP, "length": Finish.LENGTH, "repetition": Finish.LENGTH}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One draw: its tokens, the one that ended it included, and a logprob each before warping."""
+
+    finish_reason: str | None
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """All draws of a question, in order; the prompt is what the model really saw."""
+
+    prompt_token_ids: Sequence[int]
+    choices: Sequence[Choice]
 
 
 class Token(Struct, gc=False):
@@ -33,27 +50,6 @@ class Logprobs(Struct, gc=False):
     """One a token."""
 
     content: list[Token]
-
-
-class Choice(Struct, gc=False):
-    """One draw: its tokens, the one that ended it included, and their logprobs before warping."""
-
-    index: int
-    finish_reason: str | None
-    token_ids: Annotated[list[int], Meta(min_length=1)]
-    logprobs: Logprobs
-
-    @property
-    def token_logprobs(self) -> tuple[float, ...]:
-        """One a token, nats."""
-        return tuple([token.logprob for token in self.logprobs.content])
-
-
-class Reply(Struct):
-    """The fields that are read of a chat completion; the prompt is what the model really saw."""
-
-    prompt_token_ids: list[int]
-    choices: list[Choice]
 
 
 class Part(Struct, gc=False):
@@ -210,15 +206,15 @@ def parse_reply(data: bytes, num_draws: int) -> Reply:
 def _choice(index: int, parts: Sequence[Part]) -> Choice:
     """A draw from its pieces, which come in order."""
     ids: list[int] = []
-    logprobs: list[Token] = []
+    logprobs: list[float] = []
     for part in parts:
         ids += part.token_ids or ()
-        logprobs += part.logprobs.content if part.logprobs else ()
+        logprobs += [token.logprob for token in part.logprobs.content] if part.logprobs else ()
     if not parts or not ids or parts[-1].finish_reason is None:
         raise MalformedReply(f"choice {index}: no tokens, or no end")
     if len(logprobs) != len(ids):
         raise MalformedReply(f"choice {index}: not one logprob a token")
-    return Choice(index, parts[-1].finish_reason, ids, Logprobs(logprobs))
+    return Choice(parts[-1].finish_reason, ids, logprobs)
 
 
 def completions(
@@ -258,7 +254,7 @@ def _completion(
         finish=finish,
         # Hundreds of answers wait for their turn: as objects they would take a tenth of the time.
         token_ids=array("i", ids),
-        logprobs=array("d", choice.token_logprobs),
+        logprobs=array("d", choice.logprobs),
         audio_tokens=audio_tokens,
     )
 

@@ -19,7 +19,6 @@ from mmar_jobs.qlora.memory import (
     plan_memory,
 )
 from mmar_jobs.qlora.recipes import TrainRecipe
-from mmar_jobs.qlora.row_size import padded_tokens
 
 _GB: Final = 10**9
 _NUM_THREADS: Final = 4
@@ -92,10 +91,9 @@ def plan_gpu(
         tower_bytes=sum(weight.numel() * weight.element_size() for weight in tower.parameters()),
     )
     shape, tokens = ModelShape.of(lora.model.model.config), recipe.token_budget
-    padded = padded_tokens(tokens, tokens)
 
     def plan(how: Trained) -> MemoryPlan:
-        return plan_memory(shape, padded, limit_bytes, completion_tokens=tokens, trained=how)
+        return plan_memory(shape, tokens, limit_bytes, completion_tokens=tokens, trained=how)
 
     try:
         lora.keep(plan(trained).saved, token_budget=tokens, lends=not trained.accumulates)

@@ -51,9 +51,8 @@ class LoraLinear(nn.Module):
 
     def scaling_and_key(self) -> tuple[float, DropKey]:
         """Factor on what is kept of the LoRA input, and the name of its mask."""
-        return self.scaling / self.dropout.kept_share, self.dropout.key(
-            self.site, self.lora_A.device
-        )
+        key = self.dropout.key(self.site, self.lora_A.device)
+        return self.scaling / self.dropout.kept_share, key
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """(…, I) -> (…, O)."""
@@ -180,9 +179,14 @@ def attach_lora(model: Thinker, recipe: LoraRecipe, *, seed: int) -> LoraModel:
             site.init_factors(generator)
             holder.sites[path] = site
     model.set_experts_implementation(BACKEND)
+    has_kernels = fits_kernels(model.model.config)
+    return fuse(holder) if has_kernels and _is_on_gpu(model) else holder
+
+
+def _is_on_gpu(model: Thinker) -> bool:
+    """In 16 bits, which is all that kernels are for there."""
     weight = model.model.embed_tokens.weight
-    on_gpu = weight.is_cuda and weight.dtype.itemsize == 2
-    return fuse(holder) if on_gpu and fits_kernels(model.model.config) else holder
+    return bool(weight.is_cuda and weight.dtype.itemsize == 2)
 
 
 def fits_kernels(config: Any) -> bool:
@@ -199,7 +203,5 @@ def fuse(holder: LoraModel) -> LoraModel:
     before = tuple(layers)
     for index, layer in enumerate(before):
         layers[index] = FusedLayer(layer)
-    weight = holder.model.model.embed_tokens.weight
-    on_gpu = weight.is_cuda and weight.dtype.itemsize == 2
-    graphs = RowGraphs(tuple(layers), holder.dropout) if on_gpu else None
+    graphs = RowGraphs(tuple(layers), holder.dropout) if _is_on_gpu(holder.model) else None
     return dataclasses.replace(holder, layers_before=before, graphs=graphs)

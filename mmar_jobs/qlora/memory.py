@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.qlora.recipes import Optimizer, Saved
+from mmar_jobs.qlora.row_size import padded_tokens
 
 Quantization = Literal["nf4", "none"]
 
@@ -126,13 +127,13 @@ def plan_memory(
     completion_tokens: int,
     trained: Trained,
 ) -> MemoryPlan:
-    """Keep as much as the budget allows for rows of at most `tokens`.
+    """Keep as much as the budget allows for rows of at most `tokens`, which are padded.
 
     A level goes to all layers before the next one to any, because a byte spent on a lower level
     saves more time; upper layers go first, because theirs are freed first. Raises SettingsError
     where not even level 0 fits.
     """
-    memory = _Memory(shape, tokens, completion_tokens, trained)
+    memory = _Memory(shape, padded_tokens(tokens, tokens), completion_tokens, trained)
     levels = [0] * shape.num_layers
     parts = memory.peak(levels)
     smallest = sum(parts.values())

@@ -48,11 +48,8 @@ def padded_tokens(tokens: int, token_budget: int) -> int:
 
 def row_tokens(token_budget: int) -> range:
     """All that rows of at most `token_budget` tokens are padded to: at most 16 numbers."""
-    return range(
-        _apart(token_budget),
-        padded_tokens(token_budget, token_budget) + 1,
-        _apart(token_budget),
-    )
+    apart = _apart(token_budget)
+    return range(apart, padded_tokens(token_budget, token_budget) + 1, apart)
 
 
 def _apart(token_budget: int) -> int:
