@@ -142,7 +142,7 @@ class _Ours:
         self.recipe = _recipe(self.bench, tokens)
         self.optimizer.zero_grad(set_to_none=True)
         plan = self._plan(rows, tokens)
-        self.lora.keep(plan.saved, token_budget=tokens, lends=not self._accumulates)
+        self.lora.keep(plan)
         _free(self.device)  # blocks that fit the size before would be fragments here
         timed = _time_steps(lambda: self.take(rows), self.bench, self.device)
         yield from figures.of_steps(timed, self.lora.factors().values())
@@ -168,14 +168,13 @@ class _Ours:
         self.step += 1
         return result.loss
 
-    @property
-    def _accumulates(self) -> bool:
-        return self.bench.rows > self.bench.processes
-
     def _plan(self, rows: _Rows, tokens: int) -> MemoryPlan:
         bench = self.bench
         trained = Trained(
-            bench.rank, bench.optimizer, bench.quantization, accumulates=self._accumulates
+            bench.rank,
+            bench.optimizer,
+            bench.quantization,
+            accumulates=bench.rows > bench.processes,
         )
         return plan_memory(
             bench.model_shape,

@@ -96,11 +96,11 @@ def plan_gpu(
         return plan_memory(shape, tokens, limit_bytes, completion_tokens=tokens, trained=how)
 
     try:
-        lora.keep(plan(trained).saved, token_budget=tokens, lends=not trained.accumulates)
+        lora.keep(plan(trained))
     except SettingsError:
         if recipe.optimizer != "adamw8bit":
             raise
         paged = dataclasses.replace(trained, pages_optimizer=True)
-        lora.keep(plan(paged).saved, token_budget=tokens, lends=not paged.accumulates)
+        lora.keep(plan(paged))
         return True
     return False

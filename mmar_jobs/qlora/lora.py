@@ -7,7 +7,7 @@ Legend: T tokens, I in-features, O out-features, R rank.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,8 +21,9 @@ from mmar_jobs.qlora.experts import BACKEND, ExpertLora, dense, fill_uniform
 from mmar_jobs.qlora.foreign import Thinker
 from mmar_jobs.qlora.graphs import RowGraphs
 from mmar_jobs.qlora.grouped import LoraFactors, grouped_lora_linear
+from mmar_jobs.qlora.memory import MemoryPlan
 from mmar_jobs.qlora.nf4 import Nf4Linear
-from mmar_jobs.qlora.recipes import LoraRecipe, Saved
+from mmar_jobs.qlora.recipes import LoraRecipe
 
 ATTENTION_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 # What reads one input shares its mask. Experts take two: gate and up, then down.
@@ -93,15 +94,12 @@ class LoraModel:
         """Whether fused layers compute, which keep only what `keep` says."""
         return bool(self.layers_before)
 
-    def keep(self, saved: Sequence[Saved], *, token_budget: int, lends: bool = False) -> None:
-        """Say for each fused layer what it keeps for its backward pass; any other keeps all.
-
-        Rows have up to `token_budget` tokens; `lends` as in RowGraphs.prepare.
-        """
-        for layer, kept in zip(self.model.model.layers, saved, strict=True):
-            layer.saved = kept
+    def keep(self, plan: MemoryPlan) -> None:
+        """Let each fused layer keep for its backward pass what is planned; any other keeps all."""
+        for layer, saved in zip(self.model.model.layers, plan.saved, strict=True):
+            layer.saved = saved
         if self.graphs:
-            self.graphs.prepare(token_budget=token_budget, lends=lends)
+            self.graphs.prepare(token_budget=plan.token_budget, lends=not plan.accumulates)
 
     def factors(self) -> dict[str, nn.Parameter]:
         """All trained parameters by name, in model order."""

@@ -107,10 +107,15 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What each layer keeps, and the bytes by part at the fullest moment of a step."""
+    """What each layer keeps of rows of at most `token_budget` tokens, and the bytes by part.
+
+    Those are of a step's fullest moment; `accumulates` as in Trained.
+    """
 
     saved: tuple[Saved, ...]
-    parts: dict[str, int]
+    token_budget: int
+    accumulates: bool
+    parts: Mapping[str, int]
     budget_bytes: int
 
     @property
@@ -145,7 +150,8 @@ def plan_memory(
         if sum(more.values()) > budget_bytes:
             break
         levels, parts = raised, more
-    return MemoryPlan(tuple(LEVELS[level] for level in levels), parts, budget_bytes)
+    saved = tuple(LEVELS[level] for level in levels)
+    return MemoryPlan(saved, tokens, trained.accumulates, parts, budget_bytes)
 
 
 def _too_small(smallest: int, budget_bytes: int, tokens: int, trained: Trained) -> str:

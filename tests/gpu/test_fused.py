@@ -28,7 +28,7 @@ from mmar_jobs.qlora.fused import ExpertsCall, Projection, lora_experts, route  
 from mmar_jobs.qlora.graphs import _call, _Inputs, _leaves  # noqa: E402
 from mmar_jobs.qlora.lora import attach_lora, fuse  # noqa: E402
 from mmar_jobs.qlora.loss import token_coefficients  # noqa: E402
-from mmar_jobs.qlora.memory import LEVELS, ModelShape  # noqa: E402
+from mmar_jobs.qlora.memory import LEVELS, MemoryPlan, ModelShape  # noqa: E402
 from mmar_jobs.qlora.nf4 import Nf4Linear, Nf4Weight  # noqa: E402
 from mmar_jobs.qlora.packing import pack_row  # noqa: E402
 from mmar_jobs.qlora.recipes import LoraRecipe  # noqa: E402
@@ -189,7 +189,7 @@ def test_a_fused_model_has_the_references_loss_and_gradients(quantization):
     exact = gradients(plain)
     found = []
     for saved in LEVELS if ON_GPU or quantization == "nf4" else LEVELS[:1]:
-        fused.keep([saved] * SHAPE.num_layers, token_budget=TOKENS)
+        fused.keep(MemoryPlan((saved,) * SHAPE.num_layers, TOKENS, True, {}, 0))
         found.append(gradients(fused))
     for index, layer in enumerate(fused.layers_before):
         fused.model.model.layers[index] = layer

@@ -17,7 +17,7 @@ from mmar_jobs.bench.rows import draw_rows
 from mmar_jobs.bench.shape import build_thinker
 from mmar_jobs.qlora.lora import LoraModel, attach_lora
 from mmar_jobs.qlora.loss import token_coefficients
-from mmar_jobs.qlora.memory import LEVELS
+from mmar_jobs.qlora.memory import LEVELS, MemoryPlan
 from mmar_jobs.qlora.optimizer import build_optimizer
 from mmar_jobs.qlora.packing import TrainRow, pack_row
 from mmar_jobs.qlora.recipes import LoraRecipe, TrainRecipe
@@ -81,7 +81,7 @@ def eager(lora: LoraModel) -> LoraModel:
 def test_a_replayed_row_is_the_row(saved):
     """With dropout, whose masks change from row to row, whatever a layer keeps."""
     lora = adapted(dropout=0.2)
-    lora.keep([saved, LEVELS[-1], saved], token_budget=1024)
+    lora.keep(MemoryPlan((saved, LEVELS[-1], saved), 1024, True, {}, 0))
     lora.dropout.active = True
     found = []
     for number in range(3):
@@ -126,12 +126,12 @@ def _reserved() -> int:
     return torch.cuda.memory_reserved()
 
 
-@pytest.mark.parametrize("lends", [False, True])
-def test_gradients_of_a_steps_rows_add_up(lends):
+@pytest.mark.parametrize("accumulates", [True, False])
+def test_gradients_of_a_steps_rows_add_up(accumulates):
     """A later row is of a new size, captured while the loss of the first one is still alive."""
     rows = [drawn(512, seed=0), drawn(900, seed=1), drawn(300, seed=2)]
     lora, plain = adapted(), eager(adapted())
-    lora.keep([LEVELS[-1]] * SHAPE.num_layers, token_budget=4096, lends=lends)
+    lora.keep(MemoryPlan((LEVELS[-1],) * SHAPE.num_layers, 4096, accumulates, {}, 0))
     losses = []
     for row in rows:
         losses.append((loss_of(lora, *row), loss_of(plain, *row)))
