@@ -73,7 +73,8 @@ class Candidate(Record):
     """One sampled completion of one question, verbatim, with what is needed to check it later.
 
     `draw` counts the candidates of a question from 0. `audio_tokens` is the number of audio tokens
-    the engine really put into the prompt; `logprob_sum` is in nats over the completion's tokens.
+    the engine really put into the prompt; `logprob_sum` is in nats over the completion's tokens,
+    None where nobody asked for it.
     `error` is the engine's message when `finish` is ERROR; such a candidate is never an answer.
     `drawn_tokens` has every token with its log-probability (drawn_tokens.py); empty in answers that
     nobody learns from.
@@ -86,7 +87,7 @@ class Candidate(Record):
     answer: str | None
     finish: Finish
     num_tokens: Annotated[int, Field(ge=0)]
-    logprob_sum: float
+    logprob_sum: float | None
     audio_tokens: Annotated[int, Field(ge=0)]
     prompt_hash: str
     model_hash: str

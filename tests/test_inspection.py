@@ -132,7 +132,8 @@ def test_probabilities_are_those_of_the_engine(seen: Inspection, model_folder: P
     engine = open_local_engine(model_folder, None, EngineSettings(threads=1))
     prompt = render(seen.question, seen.version)
     request = Request(seen.question.id, prompt, seen.clip, (0,))
-    sampling = greedy(SamplingRecipe(max_tokens=6), seen.version).sampling
+    asked = greedy(SamplingRecipe(max_tokens=6), seen.version).sampling
+    sampling = replace(asked, logprobs=True)
     [completion] = engine.answer([request], sampling, lambda _: None)[0]
     reply = next(reply for reply in seen.replies if reply.how == "greedy")
     told = sum(math.log(piece.probability or 0) for piece in reply.pieces)

@@ -33,6 +33,8 @@ TRAIN = {
     "grpo.num-epochs": 2,
     "checkpoint-every-steps": 2,
 }
+DRAWN = {"sampling.num-candidates": 8, "sampling.max-tokens": 96}
+HEARING = {"objective": "grpo", "reward.audio-dependence": 0.5}
 
 
 def command(name: str, store: Path, values: dict[str, Any]) -> int:
@@ -52,9 +54,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = {"questions": world.train, "heldout": world.heldout, "benchmark": world.benchmark}
     store = folder / "store"
     assert ExitCode.DONE == command("ingest", store, sources)
-    drawn = {"sampling.num-candidates": 8, "sampling.max-tokens": 96}
-    hearing = {"objective": "grpo", "reward.audio-dependence": 0.5}
-    assert ExitCode.DONE == command("generate", store, MODEL | drawn | hearing)
+    assert ExitCode.DONE == command("generate", store, MODEL | DRAWN | HEARING)
     return store
 
 
@@ -144,13 +144,23 @@ def test_objectives_make_other_artifacts(store: Path, capsys: pytest.CaptureFixt
     assert "was made for objective rest, --objective is grpo" in said
 
 
-def test_candidates_of_an_older_version_are_refused(
+def test_plain_fine_tuning_records_no_tokens(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without their tokens only plain fine-tuning can learn from them: exit 3, one line."""
-    old = artifact(store, candidates_key(RUN_ID, 1), "generate")
-    plain = [one.model_copy(update={"drawn_tokens": ""}) for one in old.records(Candidate)]
-    rewrite(store, old, plain)
+    """The same texts without log-probabilities, from which no policy gradient can learn: one line.
+
+    And nobody overwrites them.
+    """
+    drawn = list(artifact(store, candidates_key(RUN_ID, 1), "generate").records(Candidate))
+    shutil.rmtree(store / candidates_key(RUN_ID, 1))
+    assert ExitCode.DONE == command("generate", store, MODEL | DRAWN)
+    plain = artifact(store, candidates_key(RUN_ID, 1), "generate")
+    assert "mean_token_logprob" not in plain.manifest.metrics
+    bare = {"logprob_sum": None, "drawn_tokens": ""}
+    assert [one.model_copy(update=bare) for one in drawn] == list(plain.records(Candidate))
+    assert all(one.drawn_tokens and one.logprob_sum for one in drawn)
+    assert ExitCode.SETTINGS == command("generate", store, MODEL | DRAWN | HEARING)
+    assert "keeps_tokens: False -> True" in capsys.readouterr().err
     assert ExitCode.DATA == command("filter", store, {"objective": "grpo"})
     [line] = [line for line in capsys.readouterr().err.splitlines() if "recorded" in line]
     assert "its tokens were not recorded, so only --objective rest can learn" in line

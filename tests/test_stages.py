@@ -225,7 +225,9 @@ def test_summary_counts_finishes_and_tokens() -> None:
         "num_parsed": 1,
     } == counts
     assert {"mean_token_logprob": -0.25} == metrics
-    assert ({}, {"mean_token_logprob": 0.0}) == summarise([])
+    assert ({}, {}) == summarise([])
+    bare = make_candidate(question, 2, logprob_sum=None)
+    assert metrics == summarise([*candidates, bare])[1]
 
 
 ANSWERS = st.lists(

@@ -182,6 +182,11 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     flag("--max-tokens", "longest completion", type=positive, default=512)
     flag("--clip-s", "length of a clip, seconds", type=positive_real, default=10.0)
     flag("--temperature", "of the draws", type=positive_real, default=0.9)
+    parser.add_argument(
+        "--logprobs",
+        action="store_true",
+        help="a log-probability for every token, as objectives other than rest need (default: no)",
+    )
     flag("--dtype", "of the servers", choices=("float32", "bfloat16"), default="bfloat16")
     flag("--media-dir", "folder for clips that the servers read too", default="")
     flag("--vllm-args", "further options of vLLM in this process, as one text", default="")
@@ -201,6 +206,7 @@ def _generate(chosen: argparse.Namespace, environment: "Environment") -> "Iterab
         max_tokens=chosen.max_tokens,
         clip_s=chosen.clip_s,
         temperature=chosen.temperature,
+        logprobs=chosen.logprobs,
         dtype=chosen.dtype,
         seed=chosen.seed,
         media_dir=chosen.media_dir,

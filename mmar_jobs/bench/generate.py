@@ -41,7 +41,8 @@ class GenerateBench:
     """What to ask of whom; `servers` and `model` are those of generate.
 
     Without servers vLLM answers in this process, with `vllm_args`. `num_warm_up` questions of their
-    own come first, untimed: a vLLM that has just started still compiles kernels.
+    own come first, untimed: a vLLM that has just started still compiles kernels. `logprobs`: what
+    all objectives but rest ask for.
 
     `clip_s` is the length of every clip, seconds; two questions share one, as in the data sets.
     """
@@ -55,6 +56,7 @@ class GenerateBench:
     clip_s: float = 10.0
     temperature: float = 0.9
     top_p: float = 0.95
+    logprobs: bool = False
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 0
     media_dir: str = ""
@@ -126,6 +128,7 @@ def _asking(bench: GenerateBench) -> Asking:
         repetition_penalty=1,
         max_tokens=bench.max_tokens,
         seed=bench.seed,
+        logprobs=bench.logprobs,
     )
     draws = tuple(range(bench.num_draws))
     return Asking("v9", sampling, (draws,), questions_per_shard=_QUESTIONS_PER_SHARD)

@@ -162,7 +162,8 @@ def _learn_seed(bench: ObjectivesBench, seed: int) -> Iterator[Learned]:
     )
     drawn = folder / _DRAWN
     _run("ingest", drawn, _sources(world))
-    _run("generate", drawn, _MODEL | {"sampling.seed": seed})
+    # Policy gradients learn from tokens, which nobody else would record.
+    _run("generate", drawn, _MODEL | {"sampling.seed": seed, "objective": "grpo"})
     for objective in OBJECTIVES:
         store = folder / objective
         if not store.exists():

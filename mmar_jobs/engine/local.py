@@ -92,7 +92,8 @@ class LocalEngine:
             found: list[list[Completion]] = [[] for _ in batch]
             rows = self._draw(batch, encoded, sampling)
             for row in rows:
-                completion = self._completion(row, encoded[row.request].num_audio_tokens)
+                audio_tokens = encoded[row.request].num_audio_tokens
+                completion = self._completion(row, audio_tokens, sampling)
                 found[row.request].append(completion)
             answers += found
             on_answer(len(rows))
@@ -103,13 +104,13 @@ class LocalEngine:
             self._processor, request.prompt, request.clip, question_id=request.question_id
         )
 
-    def _completion(self, row: _Row, audio_tokens: int) -> Completion:
+    def _completion(self, row: _Row, audio_tokens: int, sampling: Sampling) -> Completion:
         text_ids = row.token_ids[:-1] if row.finish is Finish.STOP else row.token_ids
         return Completion(
             text=self._tokenizer.decode(text_ids, skip_special_tokens=False),
             finish=row.finish,
             token_ids=array("i", row.token_ids),
-            logprobs=array("d", row.logprobs),
+            logprobs=array("d", row.logprobs if sampling.logprobs else ()),
             audio_tokens=audio_tokens,
         )
 

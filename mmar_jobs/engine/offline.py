@@ -149,8 +149,8 @@ def _sampling_params(request: Request, sampling: Sampling) -> Any:
         repetition_detection=None
         if detection is None
         else RepetitionDetectionParams(**asdict(detection)),
-        logprobs=0,
-        flat_logprobs=True,
+        logprobs=0 if sampling.logprobs else None,
+        flat_logprobs=sampling.logprobs,
         # Text is made of the ids that count, by the project's own tokenizer.
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -163,11 +163,11 @@ def _reply(output: Any) -> Reply:
         Choice(
             finish_reason=one.finish_reason,
             token_ids=list(one.token_ids),
-            logprobs=list(one.logprobs.logprobs),
+            logprobs=list(one.logprobs.logprobs) if one.logprobs else (),
         )
         for one in sorted(output.outputs, key=lambda one: one.index)
     ]
-    assert all(len(one.token_ids) == len(one.logprobs) for one in choices), (
+    assert all(len(one.logprobs) in (0, len(one.token_ids)) for one in choices), (
         "logprobs=0 is one a token"
     )
     return Reply(prompt_token_ids=list(output.prompt_token_ids), choices=choices)

@@ -128,12 +128,12 @@ class ServerEngine:
             # One of the server's two caches of clips may have lost it: status 400, or 500.
             with suppress(DataError):
                 body = _body(link, request, sampling, Sound(None, name))
-                reply = _parsed(await link.ask(body, self._prove), request)
+                reply = _parsed(await link.ask(body, self._prove), request, sampling)
                 link.sounds.add(name)
                 return reply
         # Of a clip on its way nothing is held but these bytes, for hundreds are under way.
         body = _body(link, request, sampling, Sound(self._url_of(request.clip, name), name))
-        reply = _parsed(await link.ask(body, self._prove), request)
+        reply = _parsed(await link.ask(body, self._prove), request, sampling)
         link.sounds.add(name)
         return reply
 
@@ -141,7 +141,8 @@ class ServerEngine:
         """Raise GateError unless the canary is what it was, at any server, when first asked."""
         sound = Sound(_data_url(CANARY_REQUEST.clip), "canary")
         body = _body(link, CANARY_REQUEST, CANARY_SAMPLING, sound)
-        [choice] = _parsed(await link.ask_control(body), CANARY_REQUEST).choices
+        data = await link.ask_control(body)
+        [choice] = _parsed(data, CANARY_REQUEST, CANARY_SAMPLING).choices
         canary = Canary(token_ids=tuple(choice.token_ids), logprobs=tuple(choice.logprobs))
         if self._canary is None:
             self._canary = canary
@@ -164,9 +165,9 @@ def _body(link: Link, request: Request, sampling: Sampling, sound: Sound) -> byt
     return msgspec.json.encode(request_body(link.model, request, sampling, sound))
 
 
-def _parsed(data: bytes, request: Request) -> Reply:
+def _parsed(data: bytes, request: Request, sampling: Sampling) -> Reply:
     try:
-        return parse_reply(data, len(request.draws))
+        return parse_reply(data, len(request.draws), logprobs=sampling.logprobs)
     except MalformedReply as error:
         raise Transient(f"a reply that is no chat completion ({error})") from None
 

@@ -25,7 +25,10 @@ _FINISH: Final = {"stop": Finish.STOP, "length": Finish.LENGTH, "repetition": Fi
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One draw: its tokens, the one that ended it included, and a logprob each before warping."""
+    """One draw: its tokens, the one that ended it included, and a logprob each before warping.
+
+    No logprobs where none were asked for.
+    """
 
     finish_reason: str | None
     token_ids: Sequence[int]
@@ -61,11 +64,18 @@ class Part(Struct, gc=False):
     logprobs: Logprobs | None = None
 
 
+class Usage(Struct):
+    """Tokens of all draws together, as the server counted them."""
+
+    completion_tokens: int
+
+
 class Event(Struct):
-    """The fields that are read of one event of a stream; the prompt comes with the first."""
+    """What is read of one event of a stream; the prompt comes with the first, usage at the end."""
 
     choices: list[Part]
     prompt_token_ids: list[int] | None = None
+    usage: Usage | None = None
 
 
 class Problem(Struct):
@@ -138,10 +148,11 @@ def request_body(model: str, request: Request, sampling: Sampling, sound: Sound)
         "max_completion_tokens": sampling.max_tokens,
         "thinking_token_budget": sampling.thinking_token_budget,
         "repetition_detection": None if detection is None else asdict(detection),
-        "logprobs": True,
+        "logprobs": sampling.logprobs,
         "return_token_ids": True,
         "skip_special_tokens": False,
         "stream": True,
+        "stream_options": {"include_usage": True},
         "stream_interval": _TOKENS_A_PIECE,
     }
 
@@ -183,8 +194,11 @@ def streamed_failure(data: bytes) -> Problem | None:
         return Problem("an error without words")
 
 
-def parse_reply(data: bytes, num_draws: int) -> Reply:
-    """The reply to a request for `num_draws` draws; MalformedReply where it is anything else."""
+def parse_reply(data: bytes, num_draws: int, *, logprobs: bool) -> Reply:
+    """The reply to a request for `num_draws` draws; MalformedReply where it is anything else.
+
+    So it is where the pieces hold fewer tokens than the server says, or `logprobs` are missing.
+    """
     lines = [line for line in data.splitlines() if line.startswith(_DATA)]
     if not lines or lines[-1] != _DONE:
         raise MalformedReply("a stream without its end")
@@ -200,21 +214,26 @@ def parse_reply(data: bytes, num_draws: int) -> Reply:
         if not 0 <= part.index < num_draws:
             raise MalformedReply(f"choice {part.index} of {num_draws} draws")
         parts[part.index].append(part)
-    return Reply(prompt_ids, [_choice(index, one) for index, one in enumerate(parts)])
+    choices = [_choice(index, one, logprobs=logprobs) for index, one in enumerate(parts)]
+    num_tokens = sum(len(choice.token_ids) for choice in choices)
+    counted = next((one.usage.completion_tokens for one in events if one.usage), None)
+    if num_tokens != counted:
+        raise MalformedReply(f"{num_tokens} tokens, the server counted {counted}")
+    return Reply(prompt_ids, choices)
 
 
-def _choice(index: int, parts: Sequence[Part]) -> Choice:
+def _choice(index: int, parts: Sequence[Part], *, logprobs: bool) -> Choice:
     """A draw from its pieces, which come in order."""
     ids: list[int] = []
-    logprobs: list[float] = []
+    nats: list[float] = []
     for part in parts:
         ids += part.token_ids or ()
-        logprobs += [token.logprob for token in part.logprobs.content] if part.logprobs else ()
+        nats += [token.logprob for token in part.logprobs.content] if part.logprobs else ()
     if not parts or not ids or parts[-1].finish_reason is None:
         raise MalformedReply(f"choice {index}: no tokens, or no end")
-    if len(logprobs) != len(ids):
-        raise MalformedReply(f"choice {index}: not one logprob a token")
-    return Choice(parts[-1].finish_reason, ids, logprobs)
+    if len(nats) != (len(ids) if logprobs else 0):
+        raise MalformedReply(f"choice {index}: {len(nats)} logprobs for {len(ids)} tokens")
+    return Choice(parts[-1].finish_reason, ids, nats)
 
 
 def completions(

@@ -257,5 +257,5 @@ class _Asker:
             grade=str(grade),
             finish=completion.finish.value,
             num_tokens=completion.num_tokens,
-            probability=math.exp(completion.logprob_sum / max(1, completion.num_tokens)),
+            probability=math.exp(sum(completion.logprobs) / max(1, completion.num_tokens)),
         )

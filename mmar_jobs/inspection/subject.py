@@ -165,7 +165,8 @@ def _way(asked: Asked, recorded: dict[str, Any]) -> Way:
     if asked.max_tokens:
         sampling = sampling.model_copy(update={"max_tokens": asked.max_tokens})
     known = recorded.get("prompt", {}).get("version", DEFAULT_VERSION)
-    chosen: Sampling = drawn(sampling, seed=sampling.seed * 1000 + 1)  # that of iteration 1
+    seed = sampling.seed * 1000 + 1  # that of iteration 1
+    chosen: Sampling = drawn(sampling, seed=seed, logprobs=True)
     alone = replace(chosen, thinking_token_budget=None, repetition_detection=None)
     if alone != chosen:
         reason = "thinking_token_budget and repetition_detection are done by servers only"

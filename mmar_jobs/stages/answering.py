@@ -33,12 +33,12 @@ OPENS_THINKING: Final = "prompt_opens_thinking"
 
 def greedy(recipe: SamplingRecipe, prompt_version: str, *, muted: bool = False) -> Asking:
     """One greedy answer a question, as gate and benchmark use it."""
-    sampling = replace(drawn(recipe, seed=0), temperature=0, top_p=1, top_k=0)
+    sampling = replace(drawn(recipe, seed=0, logprobs=False), temperature=0, top_p=1, top_k=0)
     shard = recipe.questions_per_shard
     return Asking(prompt_version, sampling, ((0,),), questions_per_shard=shard, muted=muted)
 
 
-def drawn(recipe: SamplingRecipe, *, seed: int) -> Sampling:
+def drawn(recipe: SamplingRecipe, *, seed: int, logprobs: bool) -> Sampling:
     """Sampling with the run's temperature and truncation of the softmax."""
     detection = recipe.repetition_detection
     return Sampling(
@@ -48,6 +48,7 @@ def drawn(recipe: SamplingRecipe, *, seed: int) -> Sampling:
         repetition_penalty=recipe.repetition_penalty,
         max_tokens=recipe.max_tokens,
         seed=seed,
+        logprobs=logprobs,
         thinking_token_budget=recipe.thinking_token_budget or None,
         repetition_detection=RepetitionDetection(
             detection.max_pattern_size, detection.min_pattern_size, detection.min_count
@@ -175,14 +176,19 @@ def grades_of(questions: Sequence[Question], answers: Artifact) -> dict[str, Gra
 
 
 def summarise(candidates: Iterable[Candidate]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Counts and metrics of candidates for a manifest: finishes, tokens, their mean logprob."""
+    """Counts of candidates for a manifest, finishes and tokens, and the tokens' mean logprob.
+
+    That of those which have one.
+    """
     counts: Counter[str] = Counter()
-    logprob_sum = 0.0
+    logprob_sum, num_summed = 0.0, 0
     for candidate in candidates:
         counts["num_candidates"] += 1
         counts["num_tokens"] += candidate.num_tokens
         counts[f"num_{candidate.finish.value}"] += 1
         counts["num_parsed"] += candidate.answer is not None
-        logprob_sum += candidate.logprob_sum
-    mean = logprob_sum / counts["num_tokens"] if counts["num_tokens"] else 0.0
-    return dict(counts), {"mean_token_logprob": round(mean, 6)}
+        if candidate.logprob_sum is not None:
+            logprob_sum += candidate.logprob_sum
+            num_summed += candidate.num_tokens
+    metrics = {"mean_token_logprob": round(logprob_sum / num_summed, 6)} if num_summed else {}
+    return dict(counts), metrics

@@ -26,7 +26,7 @@ class Asking:
     `blocks` are draw indices asked one after the other; with `top_k` set, a question whose fate is
     settled after a block is not asked again: enough correct answers among at least `min_valid`
     valid ones, or nothing but correct, or but wrong ones, after the second block. `keeps_tokens`:
-    the records hold every token, for a policy gradient.
+    the records hold every token with its log-probability, for a policy gradient.
     """
 
     prompt_version: str

@@ -48,14 +48,15 @@ def run(command: GenerateCommand, edges: Edges) -> Artifact:
     if command.filter.audio_dependence or command.rewards_hearing:
         asking = greedy(command.sampling, command.prompt.version, muted=True)
         made.make(muted_key(command.run_id, command.iteration), asking, asked)
+    learns_tokens = command.objective != "rest"
     asking = Asking(
         prompt_version=command.prompt.version,
-        sampling=drawn(command.sampling, seed=_seed(command)),
+        sampling=drawn(command.sampling, seed=_seed(command), logprobs=learns_tokens),
         blocks=tuple(_blocks(command.sampling)),
         questions_per_shard=command.sampling.questions_per_shard,
         top_k=command.filter.top_k if command.sampling.adaptive else None,
         min_valid=command.filter.min_valid if command.sampling.adaptive else 1,
-        keeps_tokens=True,
+        keeps_tokens=learns_tokens,
     )
     return made.make(candidates_key(command.run_id, command.iteration), asking, asked)
 
@@ -143,6 +144,7 @@ class _Maker:
             "muted": asking.muted,
             "top_k": asking.top_k,
             "min_valid": asking.min_valid,
+            "keeps_tokens": asking.keeps_tokens,
         }
 
     def _inputs(self) -> dict[str, str]:

@@ -94,7 +94,7 @@ def _asking(command: InferCommand) -> Asking:
         return greedy(command.sampling, command.prompt.version)
     return Asking(
         prompt_version=command.prompt.version,
-        sampling=drawn(command.sampling, seed=command.infer.seed),
+        sampling=drawn(command.sampling, seed=command.infer.seed, logprobs=True),
         blocks=(tuple(range(command.infer.votes)),),
         questions_per_shard=command.sampling.questions_per_shard,
     )
@@ -156,4 +156,5 @@ def vote(question: Question, candidates: Sequence[Candidate]) -> Prediction:
 
 
 def _mean_logprob(candidate: Candidate) -> float:
-    return candidate.logprob_sum / max(1, candidate.num_tokens)
+    """Nats a token; 0 where a single candidate was asked for, which has none to be held against."""
+    return (candidate.logprob_sum or 0.0) / max(1, candidate.num_tokens)

@@ -30,7 +30,7 @@ class Canned(FaultyServer):
         self.name = f"mmar-{ModelIdentity(base_digest=model_digest(folder)).hash[:16]}"
         self._tokenizer = load_tokenizer(folder)
         self._audio_id = self._tokenizer.convert_tokens_to_ids(self._tokenizer.audio_token)
-        self._pieces: dict[tuple[int, int], bytes] = {}
+        self._pieces: dict[tuple[int, int, bool], bytes] = {}
         self._num_audio_tokens: dict[str, int] = {}
 
     def complete(self, body: dict[str, Any]) -> bytes:
@@ -47,15 +47,15 @@ class Canned(FaultyServer):
         for token in self._tokenizer(text)["input_ids"]:
             times = self._num_audio_tokens[sound["uuid"]] if token == self._audio_id else 1
             ids += [token] * times
-        size = (body["n"], body["max_completion_tokens"])
+        size = (body["n"], body["max_completion_tokens"], body["logprobs"])
         rest = {"model": self.name, "object": "chat.completion.chunk"}
         if size not in self._pieces:
-            choices = [self._choice(n, size[1]) for n in range(size[0])]
+            choices = [self._choice(n, *size[1:]) for n in range(size[0])]
             self._pieces[size] = streamed(rest | {"choices": choices}, body["stream_interval"])
         first = json.dumps(rest | {"prompt_token_ids": ids, "choices": []})
         return f"data: {first}\n\n".encode() + self._pieces[size]
 
-    def _choice(self, index: int, num_tokens: int) -> dict[str, Any]:
+    def _choice(self, index: int, num_tokens: int, logprobs: bool) -> dict[str, Any]:
         """Words of the vocabulary, other ones each draw."""
         tokenizer = self._tokenizer
         ids = [(index * 7 + position * 13) % 200 + 1 for position in range(num_tokens)]
@@ -68,7 +68,7 @@ class Canned(FaultyServer):
         return {
             "index": index,
             "message": {"role": "assistant", "content": "".join(words), "tool_calls": []},
-            "logprobs": {"content": content},
+            "logprobs": {"content": content} if logprobs else None,
             "finish_reason": "length",
             "stop_reason": None,
             "token_ids": ids,

@@ -111,7 +111,9 @@ class LoopbackVllm:
                 "finish_reason": "stop" if one.finish is Finish.STOP else "length",
                 "message": {"role": "assistant", "content": one.text},
                 "token_ids": list(one.token_ids),
-                "logprobs": {"content": [{"logprob": value} for value in one.logprobs]},
+                "logprobs": {"content": [{"logprob": value} for value in one.logprobs]}
+                if body["logprobs"]
+                else None,
             }
             for index, one in enumerate(completions)
         ]
@@ -153,6 +155,7 @@ def _sampling(body: dict[str, Any]) -> Sampling:
         repetition_penalty=body["repetition_penalty"],
         max_tokens=body["max_completion_tokens"],
         seed=body["seed"],
+        logprobs=body["logprobs"],
     )
 
 

@@ -61,12 +61,27 @@ def test_every_option_is_a_top_level_field(vllm: LoopbackVllm, connect: Connect)
         "logprobs": True,
         "return_token_ids": True,
         "stream": True,
+        "stream_options": {"include_usage": True},
         "stream_interval": 64,
     }
     assert expected == {name: body[name] for name in expected}
     assert body["thinking_token_budget"] is body["repetition_detection"] is None
     assert 0 <= body["seed"] < 2**62
     assert "extra_body" not in body
+
+
+def test_log_probabilities_come_only_where_they_are_asked_for(
+    vllm: LoopbackVllm, connect: Connect, local: LocalEngine
+) -> None:
+    """The same tokens with and without, of a server and of the model here."""
+    bare = replace(DRAWN, logprobs=False)
+    for engine in (connect(vllm.url), local):
+        [[with_them]] = ask(engine, requests()[:1], DRAWN)
+        [[without]] = ask(engine, requests()[:1], bare)
+        assert replace(with_them, logprobs=without.logprobs) == without
+        assert (None, 0) == (without.logprob_sum, len(without.logprobs))
+        assert len(with_them.logprobs) == with_them.num_tokens
+    assert [True, False] == [body["logprobs"] for body in vllm.bodies]
 
 
 def test_a_broken_frame_is_not_heard(vllm: LoopbackVllm, connect: Connect) -> None:

@@ -1,6 +1,7 @@
 """Failures of servers and connections: each by its kind costs time, or ends it in one line."""
 
 import json
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -103,6 +104,36 @@ def test_an_error_within_a_stream_is_one(
     assert 2 == len(vllm.bodies)
     [said] = [line for line in logs if line["event"] == "request_failed"]
     assert "status 500: gone wrong" == said["reason"]
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_a_lost_piece_of_a_stream_is_missed(
+    vllm: LoopbackVllm,
+    connect: Connect,
+    local: LocalEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    logprobs: bool,
+) -> None:
+    """What the pieces hold is not believed: the server's own count of tokens is held against it."""
+    complete = vllm.complete_json
+
+    def lose(body: dict[str, Any]) -> tuple[int, bytes]:
+        status, data = complete(body)
+        events = data.split(b"\n\n")
+        if len(vllm.bodies) == 1:
+            del events[2]
+        return status, b"\n\n".join(events)
+
+    engine = connect(vllm.url)
+    engine.canary()
+    monkeypatch.setattr(vllm, "complete_json", lose)
+    sampling = replace(GREEDY, logprobs=logprobs)
+    with capture_logs() as logs:
+        served = ask(engine, requests()[:1], sampling)
+    assert [c[0].text for c in ask(local, requests()[:1], sampling)] == [c[0].text for c in served]
+    [said] = [line for line in logs if line["event"] == "request_failed"]
+    assert re.search(r"\d tokens, the server counted \d", said["reason"])
 
 
 def test_a_refusal_within_a_stream_is_a_data_error(
