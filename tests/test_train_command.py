@@ -43,12 +43,12 @@ def flags(store: Path, values: dict[str, object]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with candidates; to be copied."""
+    """A store with candidates, from which every objective can learn; to be copied."""
     folder = tmp_path_factory.mktemp("train-command")
     world = build_world(folder / "world", seed=7, num_train=48, num_heldout=8, num_benchmark=8)
     sources = {"questions": world.train, "heldout": world.heldout, "benchmark": world.benchmark}
     model = {name: TRAIN[name] for name in ("prompt.version", "model", "engine.threads")}
-    drawn = {"sampling.num-candidates": 8, "sampling.max-tokens": 96}
+    drawn = {"sampling.num-candidates": 8, "sampling.max-tokens": 96, "objective": "grpo"}
     store = folder / "store"
     for name, values in (("ingest", sources), ("generate", model | drawn)):
         assert ExitCode.DONE == run_command(name, flags(store, values))

@@ -15,7 +15,6 @@ from mmar_jobs.artifact import Artifact
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.chat import load_tokenizer
 from mmar_jobs.cli import run_command
-from mmar_jobs.drawn_tokens import unpack_tokens
 from mmar_jobs.engine.link import Patience
 from mmar_jobs.engine.server import ServerEngine, Site
 from mmar_jobs.identity import ModelIdentity
@@ -138,14 +137,3 @@ def check_complete(
         (question_id, draw) for question_id in ids for draw in range(num_draws)
     )
     assert expected == Counter((one.question_id, one.draw) for one in candidates)
-
-
-def check_same(expected: list[Candidate], found: list[Candidate]) -> None:
-    """The same answers token for token; who shared a batch moves logprobs by rounding alone."""
-    rounded = {"logprob_sum": 0.0, "drawn_tokens": ""}
-    plain = [one.model_copy(update=rounded) for one in expected]
-    assert plain == [one.model_copy(update=rounded) for one in found]
-    for one, other in zip(expected, found, strict=True):
-        assert abs(one.logprob_sum - other.logprob_sum) < 1e-2
-        drawn, drawn_again = unpack_tokens(one.drawn_tokens), unpack_tokens(other.drawn_tokens)
-        assert drawn.ids.tolist() == drawn_again.ids.tolist()

@@ -9,13 +9,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
+from mmar_jobs.drawn_tokens import MAX_ROUNDING_NATS, unpack_tokens
 from mmar_jobs.records import Candidate
 from mmar_jobs.tiny.build import TinyWorld, build_world
 from tests.engine.faults import Fault
 from tests.engine.loopback import wait_until
 from tests.fakes import Track
 from tests.kills import kill_somewhere, start
-from tests.serve.job import Job, check_complete, check_same
+from tests.serve.job import Job, check_complete
 from tests.serve.proxy import proxy
 from tests.serve.vllm import Vllm
 
@@ -44,14 +47,20 @@ def test_a_storm_changes_no_greedy_answer(
     """Refusals, cuts, garbage, silence and delays: the answers are those of a quiet day."""
     with proxy(vllm.url, storm) as stormy:
         answers = ingested.copy(tmp_path).greedy(stormy.url)
-    check_same(undisturbed, answers)
+    assert undisturbed == answers
     assert stormy.num_spoilt >= 12 + len(FAULTS)
 
 
 def test_a_storm_loses_no_draw(vllm: Vllm, ingested: Job, world: TinyWorld, tmp_path: Path) -> None:
-    """Each question has each of its draws once."""
+    """Each question has each of its draws once, each with all tokens that it was told to have."""
     with proxy(vllm.url, storm) as stormy:
-        check_complete(ingested.copy(tmp_path).draw(stormy.url), world)
+        candidates = ingested.copy(tmp_path).draw(stormy.url, "--objective", "grpo")
+    check_complete(candidates, world)
+    for one in candidates:
+        drawn = unpack_tokens(one.drawn_tokens)
+        assert one.num_tokens == len(drawn.ids)
+        rounding_nats = MAX_ROUNDING_NATS * one.num_tokens
+        assert one.logprob_sum == pytest.approx(drawn.logprobs.sum(), abs=1.01 * rounding_nats)
     assert stormy.num_spoilt >= 12 + len(FAULTS)
 
 
@@ -84,4 +93,4 @@ def test_a_killed_server_costs_nothing_but_time(
         vllm.start()
         assert [False, False] == ended
         check_complete(drawn.result(timeout=600), world)
-        check_same(undisturbed, greedy.result(timeout=600))
+        assert undisturbed == greedy.result(timeout=600)

@@ -20,7 +20,7 @@ from mmar_jobs.records import Candidate
 from mmar_jobs.store import open_store
 from mmar_jobs.tiny.build import TinyWorld
 from tests.engine.loopback import wait_until
-from tests.serve.job import Job, check_complete, check_same
+from tests.serve.job import Job, check_complete
 from tests.serve.vllm import ON_CPU, cpu_environment
 
 _OPTIONS = " ".join((*ON_CPU, "--max-model-len", "2048", "--max-num-seqs", "64"))
@@ -88,7 +88,7 @@ def test_greedy_answers_are_those_of_a_server(
     job = ingested.copy(tmp_path)
     code, said = end(start(job, "infer"))
     assert ExitCode.DONE == code, said[-3000:]
-    check_same(undisturbed, candidates(found(job, predictions_key("r", 0))))
+    assert undisturbed == candidates(found(job, predictions_key("r", 0)))
 
 
 def test_vllm_killed_in_the_middle_loses_nothing(
