@@ -58,7 +58,9 @@ def test_kv_cache_is_what_memory_leaves() -> None:
     layout = lay_out(THINKER_30B, Node(1, 141), WORK)
     expected = (141 * 0.92 - 5 - 61e9 / GIB) * GIB / 98_304
     assert expected == pytest.approx(layout.kv_tokens, abs=1)
-    assert layout.kv_tokens // 2000 == layout.max_num_seqs
+    assert layout.kv_tokens // (1500 + 32) == layout.max_num_seqs  # a 16th of a prompt each
+    alone = lay_out(THINKER_30B, Node(1, 141), replace(WORK, num_draws=1))
+    assert layout.kv_tokens // 2000 == alone.max_num_seqs
 
 
 def test_a_small_model_is_bound_by_the_batch() -> None:
@@ -77,11 +79,11 @@ def test_every_batch_has_its_cuda_graph() -> None:
     """Up to 512 sequences by vLLM's own default, beyond by a size that it captures."""
     flag = "--max-cudagraph-capture-size"
     found = {}
-    for mean_tokens in (1500, 700, 100):
+    for mean_tokens in (1500, 1000, 100):
         layout = lay_out(THINKER_30B, Node(1, 141), replace(WORK, mean_tokens=mean_tokens))
         args = engine_args(layout, "m", "n", dtype="bfloat16", thinking_budget=False)
         found[layout.max_num_seqs] = args[args.index(flag) + 1] if flag in args else None
-    assert {370: None, 618: "624", 1024: "1024"} == found
+    assert {484: None, 718: "720", 1024: "1024"} == found
 
 
 def test_what_does_not_fit_is_a_setting() -> None:

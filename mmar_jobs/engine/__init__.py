@@ -44,8 +44,7 @@ class Sampling:
     """How completions are drawn; temperature 0 is greedy.
 
     With `logprobs` every token comes with its log-probability, from which a policy gradient learns
-    and by which a vote may be settled. They are a seventh of vLLM's speed, and most of what its
-    server writes.
+    and by which a vote may be settled. They are most of what a server writes and the client reads.
 
     After `thinking_token_budget` tokens of thinking, where that is set, its end is forced. A server
     does that and the detection of repetitions; the engine in process refuses them.

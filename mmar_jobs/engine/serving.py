@@ -88,10 +88,19 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Tokens of the longest and of a mean completion."""
+    """Tokens of the longest and of a mean completion, and how many of them a question has.
+
+    Those share the KV cache of their prompt.
+    """
 
     max_tokens: int
     mean_tokens: int
+    num_draws: int = 16
+
+    @property
+    def tokens_per_sequence(self) -> int:
+        """KV cache of a sequence, tokens, when it ends."""
+        return self.mean_tokens + math.ceil(MEAN_PROMPT_TOKENS / self.num_draws)
 
 
 USUAL_WORKLOAD: Final = Workload(max_tokens=6000, mean_tokens=1500)
@@ -110,7 +119,6 @@ class Layout:
 
 def lay_out(shape: Shape, node: Node, workload: Workload) -> Layout:
     """The layout for a node; SettingsError where the model does not fit it at all."""
-    sequence_tokens = MEAN_PROMPT_TOKENS + workload.mean_tokens
     longest = _longest(workload)
     fitting = [
         (size, kv_tokens)
@@ -126,7 +134,7 @@ def lay_out(shape: Shape, node: Node, workload: Workload) -> Layout:
     wide_enough = [
         (size, kv_tokens)
         for size, kv_tokens in fitting
-        if kv_tokens >= ENOUGH_SEQUENCES * sequence_tokens
+        if kv_tokens >= ENOUGH_SEQUENCES * workload.tokens_per_sequence
     ]
     size, _ = wide_enough[0] if wide_enough else fitting[-1]
     return spread(shape, node, workload, size)
@@ -142,11 +150,10 @@ def one_server(shape: Shape, node: Node, workload: Workload) -> Layout:
 def spread(shape: Shape, node: Node, workload: Workload, size: int) -> Layout:
     """Servers over `size` GPUs each, whether or not that is best; see lay_out."""
     kv_tokens = _kv_tokens(shape, node, size)
-    sequence_tokens = MEAN_PROMPT_TOKENS + workload.mean_tokens
     return Layout(
         num_servers=node.num_gpus // size,
         tensor_parallel=size,
-        max_num_seqs=max(1, min(MAX_SEQUENCES, kv_tokens // sequence_tokens)),
+        max_num_seqs=max(1, min(MAX_SEQUENCES, kv_tokens // workload.tokens_per_sequence)),
         max_model_len=_longest(workload),
         kv_tokens=kv_tokens,
     )

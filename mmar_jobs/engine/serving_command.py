@@ -41,7 +41,7 @@ def serve_args_command(arguments: Sequence[str]) -> int:
     layout = lay_out(
         read_shape(folder),
         Node(chosen.gpus, chosen.gpu_memory_gib),
-        Workload(chosen.max_tokens, chosen.mean_tokens),
+        Workload(chosen.max_tokens, chosen.mean_tokens, chosen.draws),
     )
     name = served_name(folder)
     args = serve_args(
@@ -143,6 +143,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=whole_number(1),
         default=USUAL_WORKLOAD.mean_tokens,
         help="mean completion; decides how many run at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=whole_number(1),
+        default=USUAL_WORKLOAD.num_draws,
+        help="draws of a question, which share its prompt (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",

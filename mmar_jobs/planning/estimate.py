@@ -165,6 +165,11 @@ class _Estimator:
         return min(self._of("completion_tokens"), self.job.max_tokens)
 
     @property
+    def _token_bytes(self) -> float:
+        """Of a candidate's token itself, which is kept where a policy learns from it."""
+        return 0 if self.job.objective == "rest" else self._of("drawn_token_bytes")
+
+    @property
     def _answer_bytes(self) -> float:
         return self._completion_tokens * self._of("candidate_bytes")
 
@@ -215,8 +220,8 @@ class _Estimator:
 
     def _generate(self, iteration: int) -> StagePlan:
         drawn = self._answers("generate", iteration, self._num_asked, draws=self._num_draws)
-        packed_bytes = math.ceil(drawn.num_tokens * self._of("drawn_token_bytes"))
-        drawn = drawn.model_copy(update={"storage_bytes": drawn.storage_bytes + packed_bytes})
+        num_bytes = drawn.storage_bytes + math.ceil(drawn.num_tokens * self._token_bytes)
+        drawn = drawn.model_copy(update={"storage_bytes": num_bytes})
         if not self.job.audio_dependence:
             return drawn
         muted = self._answers("generate", iteration, self._num_asked, draws=1, is_running=True)
@@ -225,8 +230,7 @@ class _Estimator:
     def _filter(self, iteration: int) -> StagePlan:
         num_shards = math.ceil(self._num_asked / self.job.questions_per_shard)
         row_bytes = self._answer_bytes + _EXAMPLE_BYTES
-        if self.job.objective != "rest":
-            row_bytes += self._completion_tokens * self._of("drawn_token_bytes")
+        row_bytes += self._completion_tokens * self._token_bytes
         return StagePlan(
             stage="filter",
             iteration=iteration,
