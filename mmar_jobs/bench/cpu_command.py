@@ -175,6 +175,20 @@ def _pod_start(chosen: argparse.Namespace, environment: "Environment") -> "Itera
 def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     flag = add_flag(parser)
     flag("--servers", "vLLM servers, URL,URL", default="", shown="vLLM in this process")
+    flag(
+        "--gpus",
+        "start vLLM servers on so many GPUs here, as serve-args lays them out",
+        type=positive,
+        default=0,
+        shown="none",
+    )
+    flag(
+        "--tensor-parallel",
+        "GPUs of each of those",
+        type=positive,
+        default=0,
+        shown="what serve-args says",
+    )
     parser.add_argument("--model", required=True, help="folder of the model (required)")
     flag("--questions", "questions, two about each clip", type=positive, default=64)
     flag("--warm-up", "questions that are asked before these, untimed", type=count, default=0)
@@ -189,7 +203,7 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag("--dtype", "of the servers", choices=("float32", "bfloat16"), default="bfloat16")
     flag("--media-dir", "folder for clips that the servers read too", default="")
-    flag("--vllm-args", "further options of vLLM in this process, as one text", default="")
+    flag("--vllm-args", "further options of a vLLM that is started here, as one text", default="")
     flag("--seed", "of clips and draws", type=count, default=0)
     add_result_flags(parser)
 
@@ -200,6 +214,8 @@ def _generate(chosen: argparse.Namespace, environment: "Environment") -> "Iterab
     bench = GenerateBench(
         servers=chosen.servers,
         model=chosen.model,
+        num_gpus=chosen.gpus,
+        tensor_parallel=chosen.tensor_parallel,
         num_questions=chosen.questions,
         num_warm_up=chosen.warm_up,
         num_draws=chosen.draws,

@@ -1,13 +1,15 @@
 """The generation bench: questions about synthetic clips, asked as `generate` asks them.
 
-Of servers, or of vLLM in this process. Not here: the servers, flags (cpu_command.py). All that a
-stage does is timed: reading and sending clips, checking replies, records, the journal and the
-shards; what a server does is its own.
+Of servers, which it may start itself (node.py), or of vLLM in this process. Not here: flags
+(cpu_command.py). All that a stage does is timed: reading and sending clips, checking replies,
+records, the journal and the shards; what a server does is its own.
 """
 
+import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Literal
@@ -18,10 +20,15 @@ from pydantic import ValidationError
 
 from mmar_jobs.artifact import Draft, begin
 from mmar_jobs.audio import SAMPLE_RATE_HZ, Clip, ClipReader, encode_wav
+from mmar_jobs.base_model import check_config
+from mmar_jobs.bench.gpus import Gpu, GpuUse, names_of, visible_gpus
+from mmar_jobs.bench.node import layout_of, serving
 from mmar_jobs.bench.result import Direction, Environment, Measurement
 from mmar_jobs.bench.spent import peak_bytes
 from mmar_jobs.engine import Sampling
 from mmar_jobs.engine.open import open_engine
+from mmar_jobs.engine.serving import Workload, serve_args
+from mmar_jobs.engine.serving_command import read_shape, served_name
 from mmar_jobs.errors import SettingsError
 from mmar_jobs.manifest import sha256
 from mmar_jobs.progress import no_bar
@@ -40,15 +47,19 @@ _GIB: Final = 1 << 30
 class GenerateBench:
     """What to ask of whom; `servers` and `model` are those of generate.
 
-    Without servers vLLM answers in this process, with `vllm_args`. `num_warm_up` questions of their
-    own come first, untimed: a vLLM that has just started still compiles kernels. `logprobs`: what
-    all objectives but rest ask for.
+    With `num_gpus` servers are started first, as serve-args would, or over `tensor_parallel` GPUs
+    each; with neither, vLLM answers in this process. Both get `vllm_args`.
+
+    `num_warm_up` questions of their own come first, untimed: a vLLM that has just started still
+    compiles kernels. `logprobs`: what all objectives but rest ask for.
 
     `clip_s` is the length of every clip, seconds; two questions share one, as in the data sets.
     """
 
     servers: str
     model: str
+    num_gpus: int = 0
+    tensor_parallel: int = 0
     num_questions: int = 64
     num_warm_up: int = 0
     num_draws: int = 16
@@ -69,20 +80,32 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
     Raises what generate raises: GateError for a server of another model, TryAgain for one that is
     gone.
     """
-    chosen = _chosen(bench)
+    gpus = _own_gpus(bench)
+    if gpus:
+        environment = replace(environment, device=names_of(gpus), driver=gpus[0].driver)
+    with ExitStack() as stack:
+        use = stack.enter_context(GpuUse(gpus)) if gpus else None
+        urls = stack.enter_context(_started(bench, gpus)) if bench.num_gpus else bench.servers
+        yield from _ask(bench, _chosen(bench, urls), environment, use)
+
+
+def _ask(
+    bench: GenerateBench, chosen: EngineSettings, environment: Environment, use: GpuUse | None
+) -> Iterator[Measurement]:
     with TemporaryDirectory(prefix="mmar-bench-") as folder:
         store = open_store(folder)
         questions = _write_questions(Path(folder) / "clips", bench)
         engine = open_engine(Path(bench.model), None, chosen)
         engine.canary()  # servers that are still starting are waited for outside of the measurement
         edges = Edges(store, open_engine, no_bar, structlog.get_logger())
-        asker = Asker(engine, ClipReader(str(Path(folder) / "clips")), edges, _asking(bench))
+        clips = _Clips(str(Path(folder) / "clips"))
+        asker = Asker(engine, clips, edges, _asking(bench))
         if bench.num_warm_up:  # asking nothing would still probe the servers
             asker.ask(_draft(store, "warm-up", bench), questions[bench.num_questions :], "warm-up")
         draft = _draft(store, "candidates", bench)
         began_s, cpu_began_s = time.monotonic(), time.process_time()
         names = asker.ask(draft, questions[: bench.num_questions], "bench")
-        seconds, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_began_s
+        ended_s, cpu_s = time.monotonic(), time.process_time() - cpu_began_s
         counts, _ = summarise(c for name in names for c in draft.read_records(name, Candidate))
     most_bytes = peak_bytes()
 
@@ -92,26 +115,71 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
         case = asdict(bench) | {"servers": len(chosen.server_urls), "model": Path(bench.model).name}
         return Measurement(f"generate/{name}", unit, direction, (value,), case, environment, detail)
 
+    seconds, tail_s = ended_s - began_s, ended_s - clips.last_read_s
     per_thousand = cpu_s / counts["num_candidates"] * 1000
     yield one("output_tokens_per_s", "tokens/s", "higher", counts["num_tokens"] / seconds, **counts)
     yield one("seconds", "s", "lower", seconds)
+    yield one("tail_seconds", "s", "lower", tail_s)
+    for name, since_s in (("gpu_busy", began_s), ("gpu_busy_in_tail", clips.last_read_s)):
+        share = None if use is None else use.share(since_s, ended_s)
+        if share is not None:
+            yield one(name, "share", "higher", share)
     yield one("client_cpu_s_per_1000_candidates", "s", "lower", per_thousand, cpu_s=cpu_s)
     yield one("client_peak_memory_gib", "GiB", "lower", most_bytes / _GIB)
 
 
-def _chosen(bench: GenerateBench) -> EngineSettings:
-    if bench.servers and bench.vllm_args:
-        raise SettingsError("--vllm-args is for vLLM in this process: leave it or --servers out")
+class _Clips(ClipReader):
+    """Notes when the last question was asked: from then on nothing fills what becomes free."""
+
+    last_read_s = 0.0
+
+    def read(self, question: Question) -> Clip:
+        """See ClipReader."""
+        self.last_read_s = time.monotonic()
+        return super().read(question)
+
+
+def _own_gpus(bench: GenerateBench) -> list[Gpu]:
+    """The GPUs that what is started here will use; SettingsError where there are too few."""
+    if bench.servers:
+        if bench.num_gpus or bench.tensor_parallel or bench.vllm_args:
+            raise SettingsError(
+                "--gpus, --tensor-parallel and --vllm-args are for a vLLM that is started here: "
+                "leave them or --servers out"
+            )
+        return []
+    gpus = visible_gpus()
+    if bench.num_gpus > len(gpus):
+        raise SettingsError(f"--gpus {bench.num_gpus}: nvidia-smi shows {len(gpus)} here")
+    if bench.tensor_parallel and not bench.num_gpus:
+        raise SettingsError("--tensor-parallel is for servers that are started here: give --gpus")
+    return gpus[: bench.num_gpus] if bench.num_gpus else gpus
+
+
+@contextmanager
+def _started(bench: GenerateBench, gpus: Sequence[Gpu]) -> Iterator[str]:
+    """Addresses of servers on these GPUs."""
+    folder = Path(bench.model)
+    check_config(folder)
+    workload = Workload(bench.max_tokens, bench.max_tokens, bench.num_draws)
+    layout = layout_of(read_shape(folder), gpus, workload, bench.tensor_parallel)
+    name = served_name(folder)
+    args = serve_args(layout, bench.model, name, dtype=bench.dtype, media_dir=bench.media_dir)
+    with serving(layout, [*args, *shlex.split(bench.vllm_args)], gpus) as urls:
+        yield ",".join(urls)
+
+
+def _chosen(bench: GenerateBench, servers: str) -> EngineSettings:
     try:
         return EngineSettings(
-            servers=bench.servers,
-            backend="transformers" if bench.servers else "vllm",
+            servers=servers,
+            backend="transformers" if servers else "vllm",
             media_dir=bench.media_dir,
-            vllm_args=bench.vllm_args,
+            vllm_args="" if servers else bench.vllm_args,
             dtype=bench.dtype,
         )
     except ValidationError as error:
-        raise SettingsError(f"--servers {bench.servers}: {error.errors()[0]['msg']}") from None
+        raise SettingsError(f"--servers {servers}: {error.errors()[0]['msg']}") from None
 
 
 def _draft(store: Store, name: str, bench: GenerateBench) -> Draft:

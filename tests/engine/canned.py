@@ -25,8 +25,8 @@ _SAMPLE_BYTES = 4
 class Canned(FaultyServer):
     """Knows the tokenizer, so that prompts are told as vLLM would."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(_Handler)
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        super().__init__(_Handler, ("127.0.0.1", port))
         self.name = f"mmar-{ModelIdentity(base_digest=model_digest(folder)).hash[:16]}"
         self._tokenizer = load_tokenizer(folder)
         self._audio_id = self._tokenizer.convert_tokens_to_ids(self._tokenizer.audio_token)
@@ -92,8 +92,8 @@ class _Handler(FaultyHandler):
 
 
 def main() -> None:
-    """Serve until standard input ends."""
-    server = Canned(Path(sys.argv[1]))
+    """Serve the folder, at a port where one is given, until standard input ends."""
+    server = Canned(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     with listening(server):
         sys.stdout.write(f"{server.url}\n")
         sys.stdout.flush()
