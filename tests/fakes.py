@@ -204,3 +204,16 @@ def sound_bytes(
     buffer = io.BytesIO()
     soundfile.write(buffer, frames_NC, rate_hz, format=format_, subtype=subtype)
     return buffer.getvalue()
+
+
+def fake_nvidia_smi(folder: Path, gpus: Sequence[str], utilization: Sequence[str]) -> None:
+    """Write an nvidia-smi into `folder`: rows of GPUs, then rows of their utilization for ever."""
+    script = folder / "nvidia-smi"
+    script.write_text(
+        "#!/bin/bash\n"
+        f"gpus='{chr(10).join(gpus)}'\n"
+        f"utilization='{chr(10).join(utilization)}'\n"
+        'if [[ "$*" != *-lms* ]]; then echo "$gpus"; exit; fi\n'
+        'while echo "$utilization"; do sleep 0.05; done\n'
+    )
+    script.chmod(0o755)

@@ -29,7 +29,9 @@ from mmar_jobs.records import Finish
 from mmar_jobs.weights import WEIGHTS_FILE
 from tests.fakes import make_question, make_request, sound_bytes, tone
 
-GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=24, seed=0)
+GREEDY = Sampling(
+    temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=24, seed=0, logprobs=True
+)
 DRAWN = replace(GREEDY, temperature=0.9, top_p=0.95, seed=3)
 STOP = ("<|im_end|>", "<|endoftext|>")
 

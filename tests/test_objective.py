@@ -160,7 +160,7 @@ def test_plain_fine_tuning_records_no_tokens(
     assert [one.model_copy(update=bare) for one in drawn] == list(plain.records(Candidate))
     assert all(one.drawn_tokens and one.logprob_sum for one in drawn)
     assert ExitCode.SETTINGS == command("generate", store, MODEL | DRAWN | HEARING)
-    assert "keeps_tokens: False -> True" in capsys.readouterr().err
+    assert "objective: nothing -> 'grpo'" in capsys.readouterr().err
     assert ExitCode.DATA == command("filter", store, {"objective": "grpo"})
     [line] = [line for line in capsys.readouterr().err.splitlines() if "recorded" in line]
     assert "its tokens were not recorded, so only --objective rest can learn" in line

@@ -255,7 +255,7 @@ def test_trainer_and_engine_agree(max_tokens: int) -> None:
     """On the tiny model's own draws, cut or ended, to 1e-3 nats a token; a deaf one is refused."""
     folder, processor = tiny_model_folder(), load_processor(tiny_model_folder())
     engine = open_local_engine(folder, None, EngineSettings(threads=1))
-    sampling = Sampling(1.0, 1.0, 0, 1.0, max_tokens, seed=4)
+    sampling = Sampling(1.0, 1.0, 0, 1.0, max_tokens, seed=4, logprobs=True)
     drawn = [example_of(engine, sampling, draw) for draw in range(4)]
     prompt = encode_prompt(processor, drawn[0][0].prompt, canary_clip(), question_id="q1")
     rows = [encode_policy_example(processor, prompt, example) for _, example in drawn]
@@ -279,7 +279,7 @@ def test_tokens_of_another_text_are_refused() -> None:
     """What was rewarded must be what is trained, and the prompt must hold the whole clip."""
     folder, processor = tiny_model_folder(), load_processor(tiny_model_folder())
     engine = open_local_engine(folder, None, EngineSettings(threads=1))
-    request, example = example_of(engine, Sampling(1.0, 1.0, 0, 1.0, 96, seed=4))
+    request, example = example_of(engine, Sampling(1.0, 1.0, 0, 1.0, 96, seed=4, logprobs=True))
     prompt = encode_prompt(processor, request.prompt, canary_clip(), question_id="q1")
     other = example.model_copy(update={"completion": "another text"})
     with pytest.raises(GateError, match="its tokens say another text"):

@@ -40,7 +40,7 @@ from tests.fakes import (
 )
 
 SAMPLING = Sampling(
-    temperature=0.9, top_p=0.95, top_k=0, repetition_penalty=1, max_tokens=64, seed=7
+    temperature=0.9, top_p=0.95, top_k=0, repetition_penalty=1, max_tokens=64, seed=7, logprobs=True
 )
 IDENTITY = ModelIdentity(base_digest="b" * 64)
 

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 from mmar_jobs.artifact import Draft, begin
 from mmar_jobs.audio import SAMPLE_RATE_HZ, Clip, ClipReader, encode_wav
 from mmar_jobs.base_model import check_config
-from mmar_jobs.bench.gpus import Gpu, GpuUse, names_of, visible_gpus
-from mmar_jobs.bench.node import layout_of, serving
+from mmar_jobs.bench.gpus import Gpu, GpuUtilization, names_of, visible_gpus
+from mmar_jobs.bench.node import layout_of, started_servers
 from mmar_jobs.bench.result import Direction, Environment, Measurement
 from mmar_jobs.bench.spent import peak_bytes
 from mmar_jobs.engine import Sampling
@@ -48,7 +48,7 @@ class GenerateBench:
     """What to ask of whom; `servers` and `model` are those of generate.
 
     With `num_gpus` servers are started first, as serve-args would, or over `tensor_parallel` GPUs
-    each; with neither, vLLM answers in this process. Both get `vllm_args`.
+    each; with neither these nor `servers`, vLLM answers in this process. Both get `vllm_args`.
 
     `num_warm_up` questions of their own come first, untimed: a vLLM that has just started still
     compiles kernels. `logprobs`: what all objectives but rest ask for.
@@ -84,13 +84,16 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
     if gpus:
         environment = replace(environment, device=names_of(gpus), driver=gpus[0].driver)
     with ExitStack() as stack:
-        use = stack.enter_context(GpuUse(gpus)) if gpus else None
+        utilization = stack.enter_context(GpuUtilization(gpus)) if gpus else None
         urls = stack.enter_context(_started(bench, gpus)) if bench.num_gpus else bench.servers
-        yield from _ask(bench, _chosen(bench, urls), environment, use)
+        yield from _ask(bench, _chosen(bench, urls), environment, utilization)
 
 
 def _ask(
-    bench: GenerateBench, chosen: EngineSettings, environment: Environment, use: GpuUse | None
+    bench: GenerateBench,
+    chosen: EngineSettings,
+    environment: Environment,
+    utilization: GpuUtilization | None,
 ) -> Iterator[Measurement]:
     with TemporaryDirectory(prefix="mmar-bench-") as folder:
         store = open_store(folder)
@@ -98,7 +101,7 @@ def _ask(
         engine = open_engine(Path(bench.model), None, chosen)
         engine.canary()  # servers that are still starting are waited for outside of the measurement
         edges = Edges(store, open_engine, no_bar, structlog.get_logger())
-        clips = _Clips(str(Path(folder) / "clips"))
+        clips = _TimedClips(str(Path(folder) / "clips"))
         asker = Asker(engine, clips, edges, _asking(bench))
         if bench.num_warm_up:  # asking nothing would still probe the servers
             asker.ask(_draft(store, "warm-up", bench), questions[bench.num_questions :], "warm-up")
@@ -120,16 +123,19 @@ def _ask(
     yield one("output_tokens_per_s", "tokens/s", "higher", counts["num_tokens"] / seconds, **counts)
     yield one("seconds", "s", "lower", seconds)
     yield one("tail_seconds", "s", "lower", tail_s)
-    for name, since_s in (("gpu_busy", began_s), ("gpu_busy_in_tail", clips.last_read_s)):
-        share = None if use is None else use.share(since_s, ended_s)
+    for name, since_s in (
+        ("gpu_utilization", began_s),
+        ("gpu_utilization_in_tail", clips.last_read_s),
+    ):
+        share = None if utilization is None else utilization.mean(since_s, ended_s)
         if share is not None:
             yield one(name, "share", "higher", share)
     yield one("client_cpu_s_per_1000_candidates", "s", "lower", per_thousand, cpu_s=cpu_s)
     yield one("client_peak_memory_gib", "GiB", "lower", most_bytes / _GIB)
 
 
-class _Clips(ClipReader):
-    """Notes when the last question was asked: from then on nothing fills what becomes free."""
+class _TimedClips(ClipReader):
+    """Notes when the last question was sent: from then on an engine's queue only gets shorter."""
 
     last_read_s = 0.0
 
@@ -150,10 +156,12 @@ def _own_gpus(bench: GenerateBench) -> list[Gpu]:
         return []
     gpus = visible_gpus()
     if bench.num_gpus > len(gpus):
-        raise SettingsError(f"--gpus {bench.num_gpus}: nvidia-smi shows {len(gpus)} here")
+        raise SettingsError(f"--gpus {bench.num_gpus}: this process sees {len(gpus)}")
     if bench.tensor_parallel and not bench.num_gpus:
         raise SettingsError("--tensor-parallel is for servers that are started here: give --gpus")
-    return gpus[: bench.num_gpus] if bench.num_gpus else gpus
+    if bench.num_gpus or not gpus:
+        return gpus[: bench.num_gpus]
+    return gpus[: max(n for n in read_shape(Path(bench.model)).splits if n <= len(gpus))]
 
 
 @contextmanager
@@ -165,7 +173,7 @@ def _started(bench: GenerateBench, gpus: Sequence[Gpu]) -> Iterator[str]:
     layout = layout_of(read_shape(folder), gpus, workload, bench.tensor_parallel)
     name = served_name(folder)
     args = serve_args(layout, bench.model, name, dtype=bench.dtype, media_dir=bench.media_dir)
-    with serving(layout, [*args, *shlex.split(bench.vllm_args)], gpus) as urls:
+    with started_servers(layout, [*args, *shlex.split(bench.vllm_args)], gpus) as urls:
         yield ",".join(urls)
 
 

@@ -1,7 +1,7 @@
-"""The GPUs of this machine by nvidia-smi: which there are, and how busy they were when.
+"""The GPUs of this machine by nvidia-smi: which there are, and their utilization over time.
 
-Not here: torch, whose look at a GPU takes memory of it. What counts as busy is NVIDIA's: the share
-of time in which any kernel ran, however little of the GPU it used.
+Not here: torch, whose look at a GPU takes memory of it. Utilization is NVIDIA's: the share of time
+in which any kernel ran, however little of the GPU it used.
 """
 
 import os
@@ -9,41 +9,51 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import IO, Final, Self
 
 _SAMPLE_MS: Final = 200
-_SAMPLED: Final = "index,utilization.gpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU; `index` is nvidia-smi's."""
+    """One GPU; `index` is nvidia-smi's, by PCI bus."""
 
     index: str
+    uuid: str
     name: str
     driver: str
     memory_gib: float
 
 
 def visible_gpus() -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none without nvidia-smi."""
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none without nvidia-smi.
+
+    Nor any whose memory nvidia-smi does not know.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
-    query = _query("index,name,driver_version,memory.total")
+    query = _query("index,uuid,name,driver_version,memory.total")
     done = subprocess.run(query, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
-    if done.returncode != 0:
-        return []
-    found: dict[str, Gpu] = {}
+    found: list[Gpu] = []
     for line in done.stdout.splitlines():
-        index, name, driver, memory_mib = (part.strip() for part in line.split(","))
-        found[index] = Gpu(index, name, driver, float(memory_mib) / 1024)
+        with suppress(ValueError):  # [N/A], or a message instead of a row
+            *words, memory_mib = (part.strip() for part in line.split(","))
+            index, uuid, name, driver = words
+            found.append(Gpu(index, uuid, name, driver, float(memory_mib) / 1024))
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
-        return list(found.values())
-    return [found[index] for part in wanted.split(",") if (index := part.strip()) in found]
+        return found
+    parts = [part.strip() for part in wanted.split(",") if part.strip()]
+    return [gpu for part in parts for gpu in found if gpu.index == part or _names(part, gpu)]
+
+
+def _names(part: str, gpu: Gpu) -> bool:
+    """CUDA takes the beginning of a UUID for it."""
+    return part.startswith("GPU-") and gpu.uuid.startswith(part)
 
 
 def names_of(gpus: Sequence[Gpu]) -> str:
@@ -52,15 +62,15 @@ def names_of(gpus: Sequence[Gpu]) -> str:
     return f"{len(gpus)} x {names}" if len(gpus) > 1 else names
 
 
-class GpuUse:
-    """Samples five times a second how busy GPUs are; use as a context."""
+class GpuUtilization:
+    """Samples the utilization of GPUs five times a second; use as a context."""
 
-    def __init__(self, gpus: Iterable[Gpu]) -> None:
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
         self._indices = {gpu.index for gpu in gpus}
         self._samples: list[tuple[float, float]] = []
 
     def __enter__(self) -> Self:
-        command = [*_query(_SAMPLED), "-lms", str(_SAMPLE_MS)]
+        command = [*_query("index,utilization.gpu"), "-lms", str(_SAMPLE_MS)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
         assert self._process.stdout is not None
         self._lines = self._process.stdout
@@ -74,8 +84,8 @@ class GpuUse:
         self._thread.join()
         self._lines.close()
 
-    def share(self, since_s: float, until_s: float) -> float | None:
-        """Mean share of time in which a GPU was busy, by time.monotonic; None without a sample.
+    def mean(self, since_s: float, until_s: float) -> float | None:
+        """Of all these GPUs between two times of time.monotonic, 0 to 1; None without a sample.
 
         The last samples before, where there are none between.
         """
@@ -87,8 +97,9 @@ class GpuUse:
     def _read(self, lines: IO[str]) -> None:
         for line in lines:
             index, _, percent = line.partition(",")
-            if index.strip() in self._indices:
-                self._samples.append((time.monotonic(), float(percent) / 100))
+            with suppress(ValueError):  # [N/A]
+                if index.strip() in self._indices:
+                    self._samples.append((time.monotonic(), float(percent) / 100))
 
 
 def _query(fields: str) -> list[str]:

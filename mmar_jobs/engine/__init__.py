@@ -56,14 +56,14 @@ class Sampling:
     repetition_penalty: float
     max_tokens: int
     seed: int
-    logprobs: bool = True
+    logprobs: bool = False
     thinking_token_budget: int | None = None
     repetition_detection: RepetitionDetection | None = None
 
 
 CANARY_REQUEST: Final = Request("canary", CANARY_PROMPT, canary_clip(), (0,))
 CANARY_SAMPLING: Final = Sampling(
-    temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=8, seed=0
+    temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=8, seed=0, logprobs=True
 )
 
 
@@ -90,7 +90,7 @@ class Completion:
     @property
     def logprob_sum(self) -> float | None:
         """Of the whole completion, nats; None where its tokens came without."""
-        return sum(self.logprobs, 0.0) if len(self.logprobs) == len(self.token_ids) else None
+        return sum(self.logprobs, 0.0) if self.logprobs else None
 
 
 class Engine(Protocol):

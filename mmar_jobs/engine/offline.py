@@ -123,7 +123,7 @@ class OfflineEngine:
         except ValueError as error:
             message = " ".join(str(error).split())
             raise DataError(f"question {request.question_id}: vLLM refuses it: {message}") from None
-        return _reply(output)
+        return _reply(output, sampling)
 
 
 def _end(vllm: Any, runner: asyncio.Runner) -> None:
@@ -157,19 +157,19 @@ def _sampling_params(request: Request, sampling: Sampling) -> Any:
     )
 
 
-def _reply(output: Any) -> Reply:
+def _reply(output: Any, sampling: Sampling) -> Reply:
     """What a server would have answered; see wire.Reply."""
     choices = [
         Choice(
             finish_reason=one.finish_reason,
             token_ids=list(one.token_ids),
-            logprobs=list(one.logprobs.logprobs) if one.logprobs else (),
+            logprobs=list(one.logprobs.logprobs) if sampling.logprobs else (),
         )
         for one in sorted(output.outputs, key=lambda one: one.index)
     ]
-    assert all(len(one.logprobs) in (0, len(one.token_ids)) for one in choices), (
-        "logprobs=0 is one a token"
-    )
+    assert all(
+        len(one.logprobs) == (len(one.token_ids) if sampling.logprobs else 0) for one in choices
+    ), "logprobs=0 is one a token"
     return Reply(prompt_token_ids=list(output.prompt_token_ids), choices=choices)
 
 

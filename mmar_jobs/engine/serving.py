@@ -29,7 +29,7 @@ MAX_SEQUENCES: Final = 1024
 MAX_PROMPT_TOKENS: Final = 2048
 MEAN_PROMPT_TOKENS: Final = 500
 BATCHED_TOKENS: Final = 8192
-# Processes that turn tokens into JSON: one, at a log-probability a token, is slower than the GPU.
+# Processes that turn tokens into JSON: one is slower than the GPU where tokens have logprobs.
 API_SERVERS: Final = 4
 _BLOCK_TOKENS: Final = 64
 # Sequences up to which vLLM captures CUDA graphs by itself, but on Blackwell; each step of a larger

@@ -216,24 +216,26 @@ def parse_reply(data: bytes, num_draws: int, *, logprobs: bool) -> Reply:
         parts[part.index].append(part)
     choices = [_choice(index, one, logprobs=logprobs) for index, one in enumerate(parts)]
     num_tokens = sum(len(choice.token_ids) for choice in choices)
-    counted = next((one.usage.completion_tokens for one in events if one.usage), None)
-    if num_tokens != counted:
-        raise MalformedReply(f"{num_tokens} tokens, the server counted {counted}")
+    usage = next((one.usage for one in reversed(events) if one.usage), None)
+    if usage is None:
+        raise MalformedReply("no count of tokens, which stream_options asks for")
+    if num_tokens != usage.completion_tokens:
+        raise MalformedReply(f"{num_tokens} tokens, the server counted {usage.completion_tokens}")
     return Reply(prompt_ids, choices)
 
 
 def _choice(index: int, parts: Sequence[Part], *, logprobs: bool) -> Choice:
     """A draw from its pieces, which come in order."""
     ids: list[int] = []
-    nats: list[float] = []
+    values: list[float] = []
     for part in parts:
         ids += part.token_ids or ()
-        nats += [token.logprob for token in part.logprobs.content] if part.logprobs else ()
+        values += [token.logprob for token in part.logprobs.content] if part.logprobs else ()
     if not parts or not ids or parts[-1].finish_reason is None:
         raise MalformedReply(f"choice {index}: no tokens, or no end")
-    if len(nats) != (len(ids) if logprobs else 0):
-        raise MalformedReply(f"choice {index}: {len(nats)} logprobs for {len(ids)} tokens")
-    return Choice(parts[-1].finish_reason, ids, nats)
+    if len(values) != (len(ids) if logprobs else 0):
+        raise MalformedReply(f"choice {index}: {len(values)} logprobs for {len(ids)} tokens")
+    return Choice(parts[-1].finish_reason, ids, values)
 
 
 def completions(

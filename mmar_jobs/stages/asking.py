@@ -38,6 +38,11 @@ class Asking:
     min_valid: int = 1
     keeps_tokens: bool = False
 
+    def __post_init__(self) -> None:
+        assert self.sampling.logprobs or not self.keeps_tokens, (
+            "tokens are kept with their logprobs"
+        )
+
 
 @dataclass(frozen=True)
 class Questioner:

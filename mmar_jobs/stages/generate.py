@@ -13,6 +13,7 @@ from mmar_jobs.audio import ClipReader
 from mmar_jobs.base_model import model_digest
 from mmar_jobs.datasets.guard import GUARD, guarded_digest
 from mmar_jobs.errors import GateError
+from mmar_jobs.examples import OBJECTIVE
 from mmar_jobs.layout import BENCHMARK, HELDOUT, TRAIN, candidates_key, muted_key, questions_key
 from mmar_jobs.lineage import Model, check_base, check_prompt, parent_of
 from mmar_jobs.prompt import template_hash
@@ -144,7 +145,8 @@ class _Maker:
             "muted": asking.muted,
             "top_k": asking.top_k,
             "min_valid": asking.min_valid,
-            "keeps_tokens": asking.keeps_tokens,
+            # Objectives that learn from tokens learn from the same ones.
+            **({OBJECTIVE: "grpo"} if asking.keeps_tokens else {}),
         }
 
     def _inputs(self) -> dict[str, str]:

@@ -146,7 +146,9 @@ def vote(question: Question, candidates: Sequence[Candidate]) -> Prediction:
         )
     most = max(votes.values())
     leaders = [candidate for candidate in parsed if votes[str(candidate.answer)] == most]
-    best = max(leaders, key=lambda candidate: (_mean_logprob(candidate), -candidate.draw))
+    best = leaders[0]
+    if len(leaders) > 1:
+        best = max(leaders, key=lambda candidate: (_mean_logprob(candidate), -candidate.draw))
     return Prediction(
         id=question.id,
         thinking_prediction=best.thinking,
@@ -156,5 +158,5 @@ def vote(question: Question, candidates: Sequence[Candidate]) -> Prediction:
 
 
 def _mean_logprob(candidate: Candidate) -> float:
-    """Nats a token; 0 where a single candidate was asked for, which has none to be held against."""
-    return (candidate.logprob_sum or 0.0) / max(1, candidate.num_tokens)
+    assert candidate.logprob_sum is not None, "votes are drawn with log-probabilities"
+    return candidate.logprob_sum / max(1, candidate.num_tokens)

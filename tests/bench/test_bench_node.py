@@ -8,31 +8,32 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mmar_jobs.bench.gpus import Gpu, GpuUse, names_of, visible_gpus
-from mmar_jobs.errors import ExitCode
+from mmar_jobs.bench.gpus import Gpu, GpuUtilization, names_of, visible_gpus
+from mmar_jobs.bench.node import layout_of
+from mmar_jobs.engine.serving import USUAL_WORKLOAD, Shape
+from mmar_jobs.errors import ExitCode, SettingsError
 from mmar_jobs.tiny import tiny_model_folder
 from tests.engine.loopback import wait_until
+from tests.fakes import fake_nvidia_smi
 
 ROOT = Path(__file__).parents[2]
-# Two GPUs, the first half as busy as the second.
-SMI = """\
-#!/bin/bash
-case "$*" in
-  *-lms*) while printf '0, 50\\n1, 100\\n'; do sleep 0.05; done ;;
-  *) printf '0, NVIDIA H200, 580.1, 143771\\n1, NVIDIA H200, 580.1, 143771\\n' ;;
-esac
-"""
+GPUS = ["0, GPU-a1, NVIDIA H200, 580.1, 143771", "1, GPU-b2, NVIDIA H200, 580.1, 143771"]
 # Notes how it was started; ends as vLLM ends, with what it began.
 VLLM = """\
-import json, os, subprocess, sys
+import json, os, signal, subprocess, sys
 if "--refused" in sys.argv:
-    sys.exit("vllm: error: unrecognized arguments: --refused")
+    sys.stderr.write("vllm: error: unrecognized arguments: --refused\\n")
+    sys.exit(2)
+if "--dies" in sys.argv:
+    sys.exit("no memory")
+if "--stays" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 port = sys.argv[sys.argv.index("--port") + 1]
 with open(os.environ["STARTS"], "a") as file:
     file.write(json.dumps([os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], sys.argv[1:]]) + "\\n")
@@ -50,11 +51,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in list(main.parents)[:3]:
         (folder / "__init__.py").touch()
     main.write_text(VLLM)
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text(textwrap.dedent(SMI))
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    (tmp_path / "bin").mkdir()
+    fake_nvidia_smi(tmp_path / "bin", GPUS, ["0, 50", "1, 100"])
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -97,14 +96,14 @@ def test_servers_are_started_asked_and_ended(place: Path) -> None:
     code, said, complained = end(start("--gpus", "2", "--json", "-", "--vllm-args=--seed 3"))
     assert code == ExitCode.DONE, complained
     figures = {line["name"]: line for line in map(json.loads, said.splitlines())}
-    found = figures["generate/gpu_busy"]
+    found = figures["generate/gpu_utilization"]
     assert ("2 x NVIDIA H200", "580.1") == (
         found["environment"]["device"],
         found["environment"]["driver"],
     )
     assert found["case"]["servers"] == found["case"]["num_gpus"] == 2
-    for name in ("generate/gpu_busy", "generate/gpu_busy_in_tail"):
-        assert 0.5 <= figures[name]["value"] <= 1
+    assert found["value"] == pytest.approx(0.75, abs=0.15)
+    assert 0.5 <= figures["generate/gpu_utilization_in_tail"]["value"] <= 1
     assert figures["generate/output_tokens_per_s"]["detail"]["num_tokens"] == 4 * 2 * 8
     [(first, gpu, args), (second, other, _)] = starts(place)
     assert ("0", "1") == (gpu, other)
@@ -128,7 +127,7 @@ def test_a_server_may_span_gpus(place: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("--gpus", "3"), "--gpus 3: nvidia-smi shows 2 here"),
+        (("--gpus", "3"), "--gpus 3: this process sees 2"),
         (("--gpus", "2", "--tensor-parallel", "3"), "this model on 2 GPUs takes 1 or 2"),
         (("--tensor-parallel", "2"), "give --gpus"),
         (("--gpus", "1", "--servers", "http://localhost:1"), "leave them or --servers out"),
@@ -144,14 +143,38 @@ def test_what_cannot_be_served_is_one_line(flags: tuple[str, ...], line: str) ->
     assert "Traceback" not in complained
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_bench_leaves_no_server(place: Path, number: signal.Signals) -> None:
-    """Amid the start, whoever asks."""
-    process = start("--gpus", "1", "--questions", "100000")
+@pytest.mark.usefixtures("place")
+def test_gpus_that_would_idle_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three GPUs are no two servers of two, and no one."""
+    shape = Shape(10**9, num_layers=2, num_heads=32, num_kv_heads=4, head_dim=128)
+    three = [Gpu(str(n), f"GPU-{n}", "a GPU", "1", 80) for n in range(3)]
+    with pytest.raises(SettingsError, match=r"this model on 3 GPUs takes 1$"):
+        layout_of(shape, three, USUAL_WORKLOAD, 2)
+    large = replace(shape, weight_bytes=70 * 2**30, num_layers=48)
+    with pytest.raises(SettingsError, match="servers over 2 GPUs each leave some over"):
+        layout_of(large, three, USUAL_WORKLOAD, 0)
+
+
+def test_a_server_that_dies_is_one_line_with_its_log(place: Path) -> None:
+    """Not its options' fault: exit code 75, and the log is kept."""
+    code, _, complained = end(start("--gpus", "2", "--vllm-args=--dies"))
+    assert code == ExitCode.TRY_AGAIN, complained
+    [logs] = place.glob("mmar-vllm-*")
+    assert "a server ended before it answered, with 1 (no memory)" in complained
+    assert str(logs) in complained
+    assert "no memory" in (logs / "server-0.log").read_text()
+
+
+@pytest.mark.parametrize(("options", "num_signals"), [("--seed 1", 1), ("--stays", 3)])
+def test_a_stopped_bench_leaves_no_server(place: Path, options: str, num_signals: int) -> None:
+    """Where a server does not end by itself, that takes 20 s, however often it is asked."""
+    process = start("--gpus", "1", "--questions", "100000", f"--vllm-args={options}")
     wait_until(lambda: (place / "starts").exists() and bool(starts(place)), timeout_s=30)
-    process.send_signal(number)
-    code, _, _ = end(process)
-    assert code != ExitCode.DONE
+    for _ in range(num_signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    code, _, complained = end(process)
+    assert code == ExitCode.TRY_AGAIN, complained
     [(pid, _, _)] = starts(place)
     wait_until(lambda: not is_alive(pid), timeout_s=5)  # whoever adopts what it began reaps it
 
@@ -164,12 +187,22 @@ def test_gpus_are_those_that_are_visible(place: Path, monkeypatch: pytest.Monkey
     assert "2 x NVIDIA H200" == names_of(visible_gpus())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     [one] = visible_gpus()
-    assert Gpu("1", "NVIDIA H200", "580.1", 143771 / 1024) == one
-    with GpuUse([one]) as use:
+    assert Gpu("1", "GPU-b2", "NVIDIA H200", "580.1", 143771 / 1024) == one
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
+    assert [one] == visible_gpus()
+    with GpuUtilization([one]) as sampled:
         began_s = time.monotonic()
-        wait_until(lambda: use.share(began_s, began_s + 60) is not None)
-    assert 1.0 == use.share(began_s, began_s + 60)
-    assert 1.0 == use.share(time.monotonic(), time.monotonic() + 60)
-    assert use.share(0, 1) is None
+        wait_until(lambda: sampled.mean(began_s, began_s + 60) is not None)
+    assert 1.0 == sampled.mean(began_s, began_s + 60)
+    assert 1.0 == sampled.mean(time.monotonic(), time.monotonic() + 60)
+    assert sampled.mean(0, 1) is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    fake_nvidia_smi(
+        place / "bin", [GPUS[0], "1, GPU-c3, a part, 580.1, [N/A]"], ["0, [N/A]", "0, 7"]
+    )
+    [whole] = visible_gpus()
+    with GpuUtilization([whole]) as sampled:
+        wait_until(lambda: sampled.mean(0, began_s + 60) is not None)
+    assert pytest.approx(0.07) == sampled.mean(0, began_s + 60)
     monkeypatch.setenv("PATH", str(place))
     assert [] == visible_gpus()

@@ -10,7 +10,9 @@ from mmar_jobs.engine.link import Patience
 from mmar_jobs.engine.server import ServerEngine
 from tests.fakes import make_question, make_request, sound_bytes, tone
 
-GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=12, seed=0)
+GREEDY = Sampling(
+    temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=12, seed=0, logprobs=True
+)
 DRAWN = replace(GREEDY, temperature=0.9, top_p=0.95, seed=3)
 QUICK = Patience(outage_s=20, stall_s=0.6, poll_s=0.05, first_pause_s=0.02, longest_pause_s=0.1)
 # Opens an engine over some servers.

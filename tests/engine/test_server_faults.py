@@ -136,6 +136,21 @@ def test_a_lost_piece_of_a_stream_is_missed(
     assert re.search(r"\d tokens, the server counted \d", said["reason"])
 
 
+def test_a_server_that_counts_no_tokens_is_not_believed(
+    vllm: LoopbackVllm, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its count a lost piece would not be missed; the reason is in the last line."""
+    complete = vllm.complete_json
+
+    def lose(body: dict[str, Any]) -> tuple[int, bytes]:
+        status, data = complete(body)
+        return status, b"\n\n".join(e for e in data.split(b"\n\n") if b"usage" not in e)
+
+    monkeypatch.setattr(vllm, "complete_json", lose)
+    with pytest.raises(TryAgain, match="no count of tokens, which stream_options asks for"):
+        ask(connect(vllm.url, patience=replace(QUICK, outage_s=0.2)), requests()[:1], GREEDY)
+
+
 def test_a_refusal_within_a_stream_is_a_data_error(
     vllm: LoopbackVllm, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,8 @@ def prefers_draw_1(number: int, request: dict[str, Any]) -> Answer:
 @pytest.fixture
 def run_flags(world: TinyWorld, model_folder: Path, tmp_path: Path) -> list[str]:
     """A run with candidates: draws 1 and 2 of four are right."""
-    command = command_of(world, model_folder, tmp_path / "store")
+    plain = command_of(world, model_folder, tmp_path / "store")
+    command = plain.model_copy(update={"objective": "grpo"})
     edges = edges_for(command, FakeOpener(Scripted(world)))
     for stage, kind in ((ingest, IngestCommand), (generate, GenerateCommand)):
         names = kind.model_fields.keys() & type(command).model_fields.keys()

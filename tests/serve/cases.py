@@ -6,8 +6,12 @@ from mmar_jobs.audio import decode
 from mmar_jobs.engine import Completion, Request, Sampling
 from tests.fakes import make_question, make_request, sound_bytes, tone
 
-GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=64, seed=0)
-DRAWN = Sampling(temperature=0.9, top_p=0.95, top_k=0, repetition_penalty=1, max_tokens=64, seed=3)
+GREEDY = Sampling(
+    temperature=0, top_p=1, top_k=0, repetition_penalty=1, max_tokens=64, seed=0, logprobs=True
+)
+DRAWN = Sampling(
+    temperature=0.9, top_p=0.95, top_k=0, repetition_penalty=1, max_tokens=64, seed=3, logprobs=True
+)
 
 
 def requests(num_draws: int = 1) -> list[Request]:
