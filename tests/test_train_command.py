@@ -142,9 +142,12 @@ def test_sigterm_ends_in_75_with_that_steps_checkpoint(store: Path, expected: Pa
     assert code == ExitCode.TRY_AGAIN, said
     assert time.monotonic() - asked < 20
     assert "asked to stop (SIGTERM)" in said
-    assert num_steps_of(store) >= 3
+    num_steps = num_steps_of(store)
+    assert num_steps >= 3
     code, said = finish(start(store))
     assert code == ExitCode.DONE, said
+    [resumed] = [line for line in said.splitlines() if "training_resumed" in line]
+    assert json.loads(resumed)["num_steps"] == num_steps
     assert expected.read_bytes() == adapter(store).read_bytes()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -202,6 +203,8 @@ class _Run:
             restored = restore_state(path, fit.lora, fit.optimizer, fingerprint=self.fingerprint)
         # Nobody goes on to a step whose checkpoint would replace the one that another still reads.
         workers.gather(None)
+        if workers.is_first:
+            structlog.get_logger().info("training_resumed", num_steps=latest)
         return restored
 
     def _take(self, step: int, steps: Sequence[Sequence[int]]) -> StepResult:

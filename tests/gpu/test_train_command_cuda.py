@@ -109,8 +109,11 @@ def test_a_killed_process_ends_the_job_and_others_go_on(
     """Exit code 75 in one line; the losses are those of one GPU, but for the order of sums."""
     store = Path(shutil.copytree(filtered, tmp_path / "store"))
     kill_one_of_two(store)
+    (newest,) = (store / checkpoint_key(RUN_ID, 1)).glob("step-*.json")
     code, said = finish(start(store, num_processes))
     assert code == ExitCode.DONE, said
+    [resumed] = [line for line in said.splitlines() if "training_resumed" in line]
+    assert json.loads(resumed)["num_steps"] == int(newest.stem.removeprefix("step-"))
     found = losses(store)
     assert len(found) == len(expected) > 20
     assert found == pytest.approx(expected, rel=2e-2)
