@@ -67,14 +67,14 @@ class Lines:
         return self._source.open("rb")
 
 
-def open_lines(uri: str) -> Lines:
+def open_lines(uri: str, *, endpoint_url: str | None = None) -> Lines:
     """The lines of a local file, an object in a bucket, or the result in a submission zip.
 
     DataError where there is no such file, or it is compressed otherwise.
     """
     address = parse_uri(uri)
     if address.scheme != "file":
-        return _held(read_uri(uri), uri)
+        return _held(read_uri(uri, endpoint_url=endpoint_url), uri)
     path = Path(address.path)
     if path.is_dir():
         raise DataError(f"{uri} is a folder: name the file")

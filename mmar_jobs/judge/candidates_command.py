@@ -32,7 +32,7 @@ def write_candidates(arguments: Sequence[str]) -> int:
     candidates = require_artifact(
         store, candidates_key(chosen.run_id, chosen.iteration), stage="generate"
     )
-    rubrics = read_rubrics(chosen.rubric_file)
+    rubrics = read_rubrics(chosen.rubric_file, endpoint_url=chosen.endpoint_url)
     rows = list(
         rows_to_rate(candidates.records(Candidate), {one.id: one for one in asked}, rubrics)
     )

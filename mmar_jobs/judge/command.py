@@ -281,10 +281,10 @@ def _is_right(question: Question, row: dict[str, Any]) -> bool:
     return official_correct(answer, question.answer, question.choices)
 
 
-def read_rubrics(uri: str) -> dict[str, Rubric]:
+def read_rubrics(uri: str, *, endpoint_url: str | None = None) -> dict[str, Rubric]:
     """The rubrics of a JSONL file by the id of their question."""
     rubrics: dict[str, Rubric] = {}
-    for line in open_lines(uri):
+    for line in open_lines(uri, endpoint_url=endpoint_url):
         try:
             row = json.loads(line.text)
         except (ValueError, RecursionError):

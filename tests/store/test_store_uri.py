@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmar_jobs.errors import DataError, SettingsError
+from mmar_jobs.lines import open_lines
 from mmar_jobs.store import join_uri, open_store, read_uri, resolve, split_uri
 
 from .conftest import Place
@@ -160,6 +161,8 @@ def test_inputs_are_read_from_wherever_they_lie(
         assert b"sound" == found
     address = join_uri(store.uri, "audio/a b.wav")
     assert b"sound" == read_uri(address, endpoint_url=place.endpoint_url)
+    [line] = open_lines(address, endpoint_url=place.endpoint_url)
+    assert b"sound" == line.text
     assert b"sound" == read_uri(address, root=str(tmp_path), endpoint_url=place.endpoint_url)
     assert b"local" == read_uri(local.as_uri(), root=store.uri, endpoint_url=place.endpoint_url)
     assert b"local" == read_uri(str(local))
