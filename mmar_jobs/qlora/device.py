@@ -86,7 +86,7 @@ def plan_gpu(
         lora.recipe.rank,
         recipe.optimizer,
         quantization,
-        # Summed over processes, gradients of all layers live until all are there.
+        # How many rows a step has is known when its examples are encoded, long after this.
         accumulates=recipe.examples_per_step > 1 or workers.num > 1,
         tower_bytes=sum(weight.numel() * weight.element_size() for weight in tower.parameters()),
     )

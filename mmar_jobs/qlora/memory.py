@@ -91,9 +91,9 @@ class ModelShape:
 class Trained:
     """What is trained and how: it settles what stays in memory whatever the row.
 
-    `accumulates`: a step has several rows, so gradients of all layers live beside a row's
-    activations. With one row, a layer's gradients appear when the activations of the layers above
-    it are gone. `pages_optimizer`: its moments are in host memory. `tower_bytes`: the audio tower's
+    `accumulates`: a step may have several rows in a process, so gradients of all layers live beside
+    a row's activations. With one row, a layer's gradients appear when the activations of the layers
+    above it are gone. `pages_optimizer`: its moments are in host memory. `tower_bytes`: the audio tower's
     weights.
     """
 
