@@ -86,8 +86,8 @@ def plan_gpu(
         lora.recipe.rank,
         recipe.optimizer,
         quantization,
-        # How many rows a step has is known when its examples are encoded, long after this.
-        accumulates=recipe.examples_per_step > 1 or workers.num > 1,
+        # How many rows a step really has is known when its examples are encoded, long after this.
+        accumulates=recipe.examples_per_step > workers.num,
         tower_bytes=sum(weight.numel() * weight.element_size() for weight in tower.parameters()),
     )
     shape, tokens = ModelShape.of(lora.model.model.config), recipe.token_budget

@@ -93,8 +93,8 @@ class Trained:
 
     `accumulates`: a step may have several rows in a process, so gradients of all layers live beside
     a row's activations. With one row, a layer's gradients appear when the activations of the layers
-    above it are gone. `pages_optimizer`: its moments are in host memory. `tower_bytes`: the audio tower's
-    weights.
+    above it are gone. `pages_optimizer`: its moments are in host memory. `tower_bytes`: weights of
+    the audio tower.
     """
 
     rank: int
