@@ -13,53 +13,27 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mmar_jobs.cli import run_command
 from mmar_jobs.errors import ExitCode
 from mmar_jobs.launch import free_port
 from mmar_jobs.layout import ADAPTER_WEIGHTS, adapter_key, checkpoint_key
 from mmar_jobs.store import open_store
-from mmar_jobs.tiny import tiny_model_folder
-from mmar_jobs.tiny.build import build_world
+from tests.train_runs import (
+    RUN_ID,
+    filter_for,
+    finish,
+    flags,
+    generate_in,
+    start,
+    wait_for_checkpoint,
+)
 
-RUN_ID = "trained"
 pytestmark = pytest.mark.slow
-TRAIN = {
-    "prompt.version": "v7",
-    "model": tiny_model_folder(),
-    "engine.threads": 1,
-    "lora.quantization": "none",
-    "optim.learning-rates": 1e-4,
-    "optim.num-epochs": 4,
-    "optim.token-budget": 1024,
-    "checkpoint-every-steps": 3,
-}
-
-
-def flags(store: Path, values: dict[str, object]) -> list[str]:
-    """Settings as a user writes them."""
-    known = {"store": store, "run-id": RUN_ID} | values
-    return [part for name, value in known.items() for part in (f"--{name}", str(value))]
 
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with candidates, from which every objective can learn; to be copied."""
-    folder = tmp_path_factory.mktemp("train-command")
-    world = build_world(folder / "world", seed=7, num_train=48, num_heldout=8, num_benchmark=8)
-    sources = {"questions": world.train, "heldout": world.heldout, "benchmark": world.benchmark}
-    model = {name: TRAIN[name] for name in ("prompt.version", "model", "engine.threads")}
-    drawn = {"sampling.num-candidates": 8, "sampling.max-tokens": 96, "objective": "grpo"}
-    store = folder / "store"
-    for name, values in (("ingest", sources), ("generate", model | drawn)):
-        assert ExitCode.DONE == run_command(name, flags(store, values))
-    return store
-
-
-def filter_for(store: Path, **values: object) -> Path:
-    """The same store, in which a run now waits for its training."""
-    given = {"prompt.version": "v7", "filter.weights.mastered": 1} | values
-    assert ExitCode.DONE == run_command("filter", flags(store, given))
-    return store
+    """A store with candidates; to be copied."""
+    return generate_in(tmp_path_factory.mktemp("train-command"))
 
 
 @pytest.fixture(scope="module")
@@ -75,34 +49,9 @@ def store(filtered: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(filtered, tmp_path / "store"))
 
 
-def start(store: Path, *launcher: str, **values: object) -> "subprocess.Popen[str]":
-    """The train command in a process and session of its own."""
-    more = {name.replace("_", "."): value for name, value in values.items()}
-    arguments = ["-m", "mmar_jobs", "train", *flags(store, TRAIN | more)]
-    command = [sys.executable, *launcher, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit code and what it said on standard error."""
-    _, said = process.communicate(timeout=600)
-    return process.returncode, said
-
-
 def adapter(store: Path) -> Path:
     """The finished adapter's weights."""
     return store / adapter_key(RUN_ID, 1) / ADAPTER_WEIGHTS
-
-
-def wait_for_checkpoint(store: Path, process: "subprocess.Popen[str]") -> None:
-    """Until one is durable."""
-    folder = store / checkpoint_key(RUN_ID, 1)
-    while not list(folder.glob("step-*.json")):
-        assert process.poll() is None, finish(process)
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
