@@ -1,4 +1,4 @@
-"""The number of draws under way follows what the server says of itself."""
+"""The number of questions under way follows what the server says of itself."""
 
 import pytest
 from hypothesis import given
@@ -31,31 +31,31 @@ def test_other_metrics_are_an_error() -> None:
 
 
 def test_it_grows_while_the_queue_is_empty() -> None:
-    """From hundreds to thousands in a few polls, and no further than it may."""
+    """From a batch of 16 draws each to hundreds in a few polls, and no further than it may."""
     limit, seen = FIRST_LIMIT, []
     for _ in range(7):
-        limit = next_limit(limit, limit, Load(running=limit, waiting=0, kv_use=0.5))
+        limit = next_limit(limit, limit, Load(running=limit * 16, waiting=0, kv_use=0.5))
         seen.append(limit)
-    assert [512, 1024, 2048, 4096, 8192, 8192, MAX_LIMIT] == seen
+    assert [32, 64, 128, 256, 512, 512, MAX_LIMIT] == seen
 
 
 @pytest.mark.parametrize(
     ("under_way", "load"),
     [
-        (64, Load(running=64, waiting=0, kv_use=0.5)),
-        (128, Load(running=64, waiting=0, kv_use=0.97)),
-        (128, Load(running=100, waiting=28, kv_use=0.9)),
+        (4, Load(running=64, waiting=0, kv_use=0.5)),
+        (8, Load(running=64, waiting=0, kv_use=0.97)),
+        (8, Load(running=100, waiting=28, kv_use=0.9)),
     ],
     ids=["not-used-up", "cache-full", "short-queue"],
 )
 def test_it_stays_where_more_would_not_help(under_way: int, load: Load) -> None:
     """When the limit is not what holds back, or the server is full, it is right as it is."""
-    assert 128 == next_limit(128, under_way, load)
+    assert 8 == next_limit(8, under_way, load)
 
 
 def test_it_shrinks_to_what_runs() -> None:
     """When far more waits than runs, questions are held back for other servers."""
-    assert 192 == next_limit(1024, 1024, Load(running=128, waiting=896, kv_use=0.99))
+    assert 12 == next_limit(64, 64, Load(running=128, waiting=896, kv_use=0.99))
 
 
 @given(

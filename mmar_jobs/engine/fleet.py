@@ -23,7 +23,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Generic, TypeVar
 
 from mmar_jobs.engine.link import Link, Patience, Proof, Transient
-from mmar_jobs.engine.pace import MAX_QUESTIONS
 from mmar_jobs.errors import GateError, TryAgain
 
 J = TypeVar("J")
@@ -75,11 +74,10 @@ class Fleet:
         self._patience = patience
         self._homes: dict[str, Link] = {}
 
-    def has_room(self, num_questions: int, num_draws: int) -> bool:
-        """Whether beside so many, with so many draws, another question may be under way."""
-        limits = [link.limit for link in self.links if link.is_up]
-        most_questions = MAX_QUESTIONS * max(1, len(limits))
-        return num_questions < most_questions and num_draws < max(1, sum(limits))
+    @property
+    def limit(self) -> int:
+        """Questions that may be under way at all servers together."""
+        return max(1, sum(link.limit for link in self.links if link.is_up))
 
     def home(self, clip: str) -> Link:
         """The server for the questions about a clip."""

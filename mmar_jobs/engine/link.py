@@ -61,14 +61,6 @@ class Patience:
     longest_pause_s: float = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """A request under way, by the event loop's clock."""
-
-    began_s: float
-    num_draws: int
-
-
 class Link:
     """A server at one address; use as an async context."""
 
@@ -82,7 +74,7 @@ class Link:
         self.name = model_hash[:16]
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._patience = patience
-        self._attempts: dict[asyncio.Timeout, _Attempt] = {}
+        self._attempts: dict[asyncio.Timeout, float] = {}
         self._num_connections = 0
         self._num_proven = -1
         self._proving = asyncio.Lock()
@@ -118,8 +110,8 @@ class Link:
 
     @property
     def num_under_way(self) -> int:
-        """Draws of the requests that the server has not answered yet."""
-        return sum(attempt.num_draws for attempt in self._attempts.values())
+        """Requests that the server has not answered yet."""
+        return len(self._attempts)
 
     def tell_failure(self, error: Transient, pause_s: float) -> None:
         """Say in the log that a request failed and when it is tried again; of many at once one.
@@ -155,13 +147,13 @@ class Link:
         self.model, self.max_model_len = found, models[found]
         return True
 
-    async def ask(self, body: bytes, num_draws: int, prove: Proof) -> bytes:
-        """One attempt at one request for so many draws.
+    async def ask(self, body: bytes, prove: Proof) -> bytes:
+        """One attempt at one request.
 
         Raises Transient; DataError with the server's words where it refuses the request as such,
         SettingsError where it refuses us, GateError where it is not what it was.
         """
-        data = await self._post(self._client, body, num_draws, trace=self._trace)
+        data = await self._post(self._client, body, trace=self._trace)
         await self.ensure_proven(prove)
         return data
 
@@ -181,7 +173,7 @@ class Link:
 
     async def ask_control(self, body: bytes) -> bytes:
         """One attempt over a connection of its own, for the proof itself."""
-        return await self._post(self._control, body, 1)
+        return await self._post(self._control, body)
 
     async def watch(self) -> None:
         """Follow the server's load, for ever; sets `limit`, and gives lost answers up."""
@@ -204,19 +196,17 @@ class Link:
                 self._give_up(before=idle_since, reason="idle")
 
     def _give_up(self, *, before: float, reason: str) -> None:
-        lost = [timeout for timeout, one in self._attempts.items() if one.began_s < before]
-        for timeout in lost:
-            if not timeout.expired():
-                timeout.reschedule(0)
+        lost = [attempt for attempt, began in self._attempts.items() if began < before]
+        for attempt in lost:
+            if not attempt.expired():
+                attempt.reschedule(0)
         if lost:
             structlog.get_logger().warning(
                 "answers_lost", url=self.url, num_requests=len(lost), reason=reason
             )
 
-    async def _post(
-        self, client: httpx2.AsyncClient, body: bytes, num_draws: int, **extensions: Any
-    ) -> bytes:
-        async with self._attempt(num_draws), self._failures_sorted():
+    async def _post(self, client: httpx2.AsyncClient, body: bytes, **extensions: Any) -> bytes:
+        async with self._attempt(), self._failures_sorted():
             response = await client.post(_CHAT, content=body, headers=_JSON, extensions=extensions)
             self._check(response)
             # What fails after the first event cannot change the status any more.
@@ -232,14 +222,14 @@ class Link:
             return response.content
 
     @asynccontextmanager
-    async def _attempt(self, num_draws: int) -> AsyncIterator[None]:
+    async def _attempt(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(None) as timeout:
-                self._attempts[timeout] = _Attempt(asyncio.get_running_loop().time(), num_draws)
+            async with asyncio.timeout(None) as attempt:
+                self._attempts[attempt] = asyncio.get_running_loop().time()
                 try:
                     yield
                 finally:
-                    del self._attempts[timeout]
+                    del self._attempts[attempt]
         except TimeoutError:
             raise Transient("the server lost the request") from None
 

@@ -1,7 +1,6 @@
-"""How many draws a server is given at a time, by what it says of itself.
+"""How many questions a server is given at a time, by what it says of itself.
 
-Pure: no connection, no clock. In draws, as the server counts: a question may have sixteen or one.
-A vLLM server batches what is under way by itself, so the client has
+Pure: no connection, no clock. A vLLM server batches what is under way by itself, so the client has
 but to keep its queue from running dry: every token that is decoded in a full batch is nearly free.
 """
 
@@ -10,14 +9,12 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-# No more than a server of a large model decodes at a time: no answer counts before the canary,
-# which would wait behind all that waits.
-FIRST_LIMIT: Final = 256
-MAX_LIMIT: Final = 8192
-# A question on its way holds its clip in memory, whatever its draws.
-MAX_QUESTIONS: Final = 512
+# With 16 draws each no more than a server of a large model decodes at a time: no answer counts
+# before the canary, which would wait behind all that waits.
+FIRST_LIMIT: Final = 16
+MAX_LIMIT: Final = 512
 _GROWTH: Final = 2
-# Draws for each that runs, where more wait than run.
+# Questions for each that runs, where more wait than run.
 _AHEAD: Final = 1.5
 # Above this vLLM begins to preempt running draws, whose tokens so far are then computed again.
 _KV_FULL: Final = 0.95
@@ -59,7 +56,7 @@ def parse_load(metrics: str) -> Load:
 
 
 def next_limit(limit: int, num_under_way: int, load: Load) -> int:
-    """How many draws may be under way at one server from now on.
+    """How many questions may be under way at one server from now on.
 
     It grows while the limit is what keeps the queue empty, and shrinks to what runs, plus a little,
     when more draws wait than run: those hold memory and bind questions to this server for nothing.

@@ -104,9 +104,7 @@ class ServerEngine:
         links = [Link(url, site.key, self.identity.hash, site.patience) for url in site.urls]
         async with open_fleet(links, site.patience, self._prove) as fleet:
             dispatcher = Dispatcher[Request, list[Completion]](
-                lambda under_way: fleet.has_room(
-                    len(under_way), sum(len(request.draws) for request in under_way)
-                ),
+                lambda under_way: len(under_way) < fleet.limit,
                 lambda request: self._ask(fleet, request, sampling),
             )
             await dispatcher.run(requests, listener.answered)
@@ -130,14 +128,12 @@ class ServerEngine:
             # One of the server's two caches of clips may have lost it: status 400, or 500.
             with suppress(DataError):
                 body = _body(link, request, sampling, Sound(None, name))
-                reply = _parsed(
-                    await link.ask(body, len(request.draws), self._prove), request, sampling
-                )
+                reply = _parsed(await link.ask(body, self._prove), request, sampling)
                 link.sounds.add(name)
                 return reply
         # Of a clip on its way nothing is held but these bytes, for hundreds are under way.
         body = _body(link, request, sampling, Sound(self._url_of(request.clip, name), name))
-        reply = _parsed(await link.ask(body, len(request.draws), self._prove), request, sampling)
+        reply = _parsed(await link.ask(body, self._prove), request, sampling)
         link.sounds.add(name)
         return reply
 

@@ -42,7 +42,7 @@ def test_twenty_kills_of_the_client_change_nothing(
             "model": model_folder,
             "engine.servers": url,
             "sampling.num-candidates": 4,
-            "sampling.max-tokens": 8,
+            "sampling.max-tokens": 24,
             "sampling.questions-per-shard": 2,
         }
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
