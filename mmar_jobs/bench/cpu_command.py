@@ -196,10 +196,11 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
     flag("--max-tokens", "longest completion", type=positive, default=512)
     flag("--clip-s", "length of a clip, seconds", type=positive_real, default=10.0)
     flag("--temperature", "of the draws", type=positive_real, default=0.9)
-    parser.add_argument(
+    flag(
         "--logprobs",
+        "a log-probability for every token, as objectives other than rest need",
         action="store_true",
-        help="a log-probability for every token, as objectives other than rest need (default: no)",
+        shown="no",
     )
     flag("--dtype", "of the servers", choices=("float32", "bfloat16"), default="bfloat16")
     flag("--media-dir", "folder for clips that the servers read too", default="")

@@ -13,6 +13,7 @@ from typing import Final
 
 import torch
 
+from mmar_jobs.bench.gpus import ask_nvidia_smi
 from mmar_jobs.bench.result import Environment
 
 _PACKAGES: Final = frozenset(
@@ -53,12 +54,8 @@ def _device_name(device: torch.device) -> str:
 def _driver(device: torch.device) -> str:
     if device.type != "cuda":
         return "none"
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
-        return _UNKNOWN
-    query = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
-    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else _UNKNOWN
+    lines = ask_nvidia_smi("driver_version")
+    return lines[0] if lines else _UNKNOWN
 
 
 def _version(name: str) -> str | None:

@@ -84,8 +84,8 @@ def run_generate_bench(bench: GenerateBench, environment: Environment) -> Iterat
     if gpus:
         environment = replace(environment, device=names_of(gpus), driver=gpus[0].driver)
     with ExitStack() as stack:
-        utilization = stack.enter_context(GpuUtilization(gpus)) if gpus else None
         urls = stack.enter_context(_started(bench, gpus)) if bench.num_gpus else bench.servers
+        utilization = stack.enter_context(GpuUtilization(gpus)) if gpus else None
         yield from _ask(bench, _chosen(bench, urls), environment, utilization)
 
 
@@ -159,9 +159,11 @@ def _own_gpus(bench: GenerateBench) -> list[Gpu]:
         raise SettingsError(f"--gpus {bench.num_gpus}: this process sees {len(gpus)}")
     if bench.tensor_parallel and not bench.num_gpus:
         raise SettingsError("--tensor-parallel is for servers that are started here: give --gpus")
-    if bench.num_gpus or not gpus:
-        return gpus[: bench.num_gpus]
-    return gpus[: max(n for n in read_shape(Path(bench.model)).splits if n <= len(gpus))]
+    num_used = bench.num_gpus
+    if gpus and not num_used:  # vLLM in this process takes what one server can span
+        check_config(Path(bench.model))
+        num_used = read_shape(Path(bench.model)).widest_split(len(gpus))
+    return gpus[:num_used]
 
 
 @contextmanager

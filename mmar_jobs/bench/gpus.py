@@ -34,12 +34,8 @@ def visible_gpus() -> list[Gpu]:
 
     Nor any whose memory nvidia-smi does not know.
     """
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = _query("index,uuid,name,driver_version,memory.total")
-    done = subprocess.run(query, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
     found: list[Gpu] = []
-    for line in done.stdout.splitlines():
+    for line in ask_nvidia_smi("index,uuid,name,driver_version,memory.total"):
         with suppress(ValueError):  # [N/A], or a message instead of a row
             *words, memory_mib = (part.strip() for part in line.split(","))
             index, uuid, name, driver = words
@@ -49,6 +45,14 @@ def visible_gpus() -> list[Gpu]:
         return found
     parts = [part.strip() for part in wanted.split(",") if part.strip()]
     return [gpu for part in parts for gpu in found if gpu.index == part or _names(part, gpu)]
+
+
+def ask_nvidia_smi(fields: str) -> list[str]:
+    """A line of these fields for each GPU of the machine; none without nvidia-smi."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    done = subprocess.run(_query(fields), capture_output=True, text=True, check=False)  # noqa: S603
+    return done.stdout.strip().splitlines()
 
 
 def _names(part: str, gpu: Gpu) -> bool:

@@ -65,6 +65,10 @@ class Shape:
         sizes = (1, 2, 4, 8, 16)
         return tuple(n for n in sizes if self.num_heads % n == 0 and self.num_kv_heads % n == 0)
 
+    def widest_split(self, num_gpus: int) -> int:
+        """The most of so many GPUs that one server can span."""
+        return max(size for size in self.splits if size <= num_gpus)
+
     @classmethod
     def parse(cls, config: Mapping[str, Any], weight_bytes: int) -> "Shape":
         """The shape in a config.json of Qwen3-Omni."""
@@ -142,7 +146,7 @@ def lay_out(shape: Shape, node: Node, workload: Workload) -> Layout:
 
 def one_server(shape: Shape, node: Node, workload: Workload) -> Layout:
     """One server over as many GPUs of the node as the model's heads split over."""
-    size = max(size for size in shape.splits if size <= node.num_gpus)
+    size = shape.widest_split(node.num_gpus)
     lay_out(shape, node, workload)  # raises where the model does not fit
     return spread(shape, Node(size, node.memory_gib), workload, size)
 

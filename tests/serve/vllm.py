@@ -6,7 +6,6 @@ Not here: the environment that it is installed in (environment/), the tests.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from mmar_jobs.engine.serving import Layout, serve_args
 from mmar_jobs.engine.serving_command import served_name
+from mmar_jobs.launch import free_port
 
 # What the CPU build wants besides: no graphs. Its worker would be a third process that imports all
 # of vLLM, which is most of the start on a slow machine: it works inside the second one.
@@ -114,14 +114,6 @@ def cpu_environment() -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def find_environment() -> Path | None:
